@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reading a page table: the lock-free walk, extents, and the whole-table walks
+ * that count and verify.
+ */
+#include "pgnode.h"
+
+/* Where a descent ended: at a leaf or at an empty entry. */
+struct position {
+	const uint64_t *node;
+	size_t index;
+	unsigned level;
+	uint64_t entry;
+};
+
+/* @gpa is below gpa_end. */
+static struct position descend(const struct gpas_pgtable *table, uint64_t gpa)
+{
+	const struct gpas_format *format = &table->format;
+	struct position at = {
+		.node = table->root,
+		.index = gpa >> format_shift(table->root_level),
+		.level = table->root_level,
+	};
+
+	at.entry = pt_load(&at.node[at.index]);
+	while (format_is_table(format, at.entry, at.level)) {
+		at.level--;
+		at.node = pt_child(format, at.entry);
+		at.index = gpa >> format_shift(at.level) &
+			   (FORMAT_NODE_ENTRIES - 1);
+		at.entry = pt_load(&at.node[at.index]);
+	}
+	return at;
+}
+
+int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
+	      struct gpas_extent *ret)
+{
+	const struct gpas_format *format = &table->format;
+	unsigned shift = format_shift(table->root_level);
+	const uint64_t *node = table->root;
+	uint64_t entry;
+
+	if (gpa >= table->gpa_end) {
+		return -ENOENT;
+	}
+	entry = pt_load(&node[gpa >> shift]);
+	while (shift > GPAS_PAGE_SHIFT &&
+	       (entry & format->table.mask) == format->table.value) {
+		shift -= FORMAT_INDEX_BITS;
+		node = pt_child(format, entry);
+		entry = pt_load(
+			&node[gpa >> shift & (FORMAT_NODE_ENTRIES - 1)]);
+	}
+	if (entry == 0) {
+		return -ENOENT;
+	}
+	ret->size = UINT64_C(1) << shift;
+	ret->start.value = gpas_align_down(gpa, ret->size);
+	ret->host.value = format_address(format, entry);
+	ret->prot = format_prot(format, entry);
+	ret->memtype = format_memtype(format, entry);
+	ret->leaf_shift = shift;
+	return 0;
+}
+
+/*
+ * What the 4 KiB leaf at @gpa would be: leaves of any size belong to one
+ * extent when these differ by as much as their addresses.
+ */
+static uint64_t page_value(const struct gpas_format *format,
+			   const struct position *at, uint64_t gpa)
+{
+	uint64_t within = gpa & (format_bytes(at->level) - 1);
+
+	return (at->entry ^ format->leaf_bits[at->level]) +
+	       format_encode_address(format, within);
+}
+
+/*
+ * Walks on in the leaf's node as long as the leaves follow its rule, up to
+ * @end. Returns the end of the last one.
+ */
+static uint64_t run_end(const struct gpas_pgtable *table,
+			const struct position *at, uint64_t gpa, uint64_t end)
+{
+	size_t entries = pt_node_entries(table, at->level);
+	uint64_t step = format_step(&table->format, at->level);
+	uint64_t expected = at->entry;
+	size_t index = at->index;
+
+	do {
+		gpa = (gpa | (format_bytes(at->level) - 1)) + 1;
+		expected += step;
+		index++;
+	} while (gpa < end && index < entries &&
+		 pt_load(&at->node[index]) == expected);
+	return gpa;
+}
+
+int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa, uint64_t limit,
+		 struct gpas_extent *ret)
+{
+	const struct gpas_format *format = &table->format;
+	uint64_t end = table->gpa_end;
+	uint64_t stop = gpa;
+	struct position at;
+	uint64_t first;
+
+	if (gpa >= end) {
+		return -ENOENT;
+	}
+	at = descend(table, gpa);
+	if (at.entry == 0) {
+		return -ENOENT;
+	}
+	end = limit < end - gpa ? gpa + limit : end;
+	first = page_value(format, &at, gpa);
+	ret->leaf_shift = format_shift(at.level);
+	ret->prot = format_prot(format, at.entry);
+	ret->memtype = format_memtype(format, at.entry);
+	ret->start.value = gpa;
+	/* A byte offset within the page does not fit into an entry. */
+	ret->host.value =
+		format_address(format, first) + (gpa & (GPAS_PAGE_BYTES - 1));
+	do {
+		stop = run_end(table, &at, stop, end);
+		if (stop >= end) {
+			break;
+		}
+		at = descend(table, stop);
+	} while (at.entry != 0 &&
+		 page_value(format, &at, stop) ==
+			 first + format_encode_address(format, stop - gpa));
+	ret->size = (stop < end ? stop : end) - gpa;
+	return 0;
+}
+
+int gpas_pgtable_query(const struct gpas_pgtable *table, gpas_gpa gpa,
+		       struct gpas_extent *ret)
+{
+	return pt_lookup(table, gpa.value, ret);
+}
+
+void gpas_pgtable_cursor_init(struct gpas_pgtable_cursor *cursor,
+			      const struct gpas_pgtable *table, gpas_gpa start,
+			      gpas_gpa end)
+{
+	cursor->table = table;
+	cursor->next = start.value;
+	cursor->end = end.value < table->gpa_end ? end.value : table->gpa_end;
+}
+
+/* The first mapped address at or after @gpa, or at least @end. */
+static uint64_t skip_holes(const struct gpas_pgtable *table, uint64_t gpa,
+			   uint64_t end)
+{
+	while (gpa < end) {
+		struct position at = descend(table, gpa);
+		size_t entries = pt_node_entries(table, at.level);
+
+		if (at.entry != 0) {
+			return gpa;
+		}
+		do {
+			gpa = (gpa | (format_bytes(at.level) - 1)) + 1;
+			at.index++;
+		} while (at.index < entries &&
+			 pt_load(&at.node[at.index]) == 0);
+	}
+	return gpa;
+}
+
+bool gpas_pgtable_cursor_next(struct gpas_pgtable_cursor *cursor,
+			      struct gpas_extent *ret)
+{
+	uint64_t gpa = skip_holes(cursor->table, cursor->next, cursor->end);
+
+	if (gpa >= cursor->end) {
+		cursor->next = cursor->end;
+		return false;
+	}
+	if (pt_extent_at(cursor->table, gpa, cursor->end - gpa, ret) != 0) {
+		return false;
+	}
+	cursor->next = gpa + ret->size;
+	return true;
+}
+
+static void count_node(const struct gpas_pgtable *table, const uint64_t *node,
+		       unsigned level, struct gpas_pgtable_stats *ret)
+{
+	const struct gpas_format *format = &table->format;
+	size_t entries = pt_node_entries(table, level);
+
+	ret->table_pages += entries / FORMAT_NODE_ENTRIES;
+	for (size_t i = 0; i < entries; i++) {
+		uint64_t entry = pt_load(&node[i]);
+
+		if (format_is_table(format, entry, level)) {
+			count_node(table, pt_child(format, entry), level - 1,
+				   ret);
+		} else if (entry != 0) {
+			ret->leaves[level]++;
+		}
+	}
+}
+
+void gpas_pgtable_stats(const struct gpas_pgtable *table,
+			struct gpas_pgtable_stats *ret)
+{
+	*ret = (struct gpas_pgtable_stats){ 0 };
+	count_node(table, table->root, table->root_level, ret);
+}
+
+/* Whether decoding the leaf and encoding it again gives every bit back. */
+static bool is_sound_leaf(const struct gpas_pgtable *table, uint64_t entry,
+			  unsigned level)
+{
+	const struct gpas_format *format = &table->format;
+	uint64_t address = format_address(format, entry);
+	unsigned prot = format_prot(format, entry);
+	enum gpas_memtype memtype = format_memtype(format, entry);
+
+	return level <= table->max_leaf_level &&
+	       gpas_is_aligned(address, format_bytes(level)) &&
+	       pt_check_attr(format, prot, memtype) == 0 &&
+	       entry == (format_leaf(format, level, prot, memtype) |
+			 format_encode_address(format, address));
+}
+
+static bool is_sound_node(const struct gpas_pgtable *table,
+			  const uint64_t *node, unsigned level, bool strict)
+{
+	const struct gpas_format *format = &table->format;
+	size_t entries = pt_node_entries(table, level);
+	size_t used = 0;
+
+	for (size_t i = 0; i < entries; i++) {
+		uint64_t entry = node[i];
+
+		if (entry == 0) {
+			continue;
+		}
+		used++;
+		if (!format_is_table(format, entry, level)) {
+			if (!is_sound_leaf(table, entry, level)) {
+				return false;
+			}
+		} else if ((entry & ~format->addr_mask) != format->table_bits ||
+			   pt_child(format, entry) == NULL ||
+			   !is_sound_node(table, pt_child(format, entry),
+					  level - 1, strict)) {
+			return false;
+		}
+	}
+	return level == table->root_level ||
+	       (used > 0 && !(strict && pt_is_mergeable(table, node, level)));
+}
+
+int gpas_pgtable_check(const struct gpas_pgtable *table, bool strict)
+{
+	bool sound =
+		is_sound_node(table, table->root, table->root_level, strict);
+
+	return sound ? 0 : -EUCLEAN;
+}
