@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # scratch, cache: set by scripts/nested
 # Part of scripts/nested: Debian kernels, from the machine's own archive to a cache.
 #
 # A cache entry $cache/KIND is a directory with `release` (what uname -r will say),
@@ -60,7 +60,7 @@ ask() {
 # the newest kernel whose release matches VERSION to $scratch/packages. False: none.
 newest_in() {
 	local version=$1 names release image binary modules wanted
-	ask "${@:2}" >"$scratch/apt.log" 2>&1
+	ask "${@:2}" >>"$scratch/apt.log" 2>&1
 	names=$(apt-cache -c "$scratch/apt/conf" dumpavail | sed -nE \
 		's/^Package: (linux-(image|binary|modules)-.*-cloud-amd64(-unsigned)?)$/\1/p')
 	part() {
@@ -85,6 +85,7 @@ newest_in() {
 # newest KIND: newest_in, with what each kind of kernel means. The suites on the
 # right are for the day when those on the left are gone from the mirrors.
 newest() {
+	rm -f "$scratch/apt.log"
 	case $1 in
 	stable) newest_in '6\.12\.' bookworm-security bookworm-backports ||
 		newest_in '6\.12\.' trixie-security trixie ;;
@@ -98,7 +99,10 @@ download() {
 	mapfile -t names < <(cut -d _ -f 1 "$scratch/packages")
 	note "fetching ${names[*]}"
 	slow env -C "$scratch/apt" apt-get -q -c conf download "${names[@]}" \
-		>>"$scratch/apt.log" 2>&1
+		>>"$scratch/apt.log" 2>&1 && return
+	! grep -i mismatch "$scratch/apt.log" >&2 || die "corrupt package, see above"
+	echo 'E: the download failed' >>"$scratch/apt.log"
+	return 1
 }
 
 # add_module NAME: copies a module of $scratch/unpacked to $entry/modules after those
@@ -168,8 +172,8 @@ fetch() {
 		elif [[ -d $entry ]]; then
 			note "cannot look for a newer $1 kernel (offline?): using the cached one"
 		else
-			why+=$(grep -m 1 -E '^(E|W|Err)' "$scratch/apt.log" || echo 'apt lists none')
-			[[ $why != *corrupt* ]] || die "$why"
+			why+=$(grep -m 1 -E '^[EW]:' "$scratch/apt.log" || echo 'not in the archive')
+			[[ $why != 'the cached'* ]] || die "$why"
 			skip "no $1 kernel can be had: $why"
 		fi
 	fi
