@@ -155,7 +155,6 @@ make_entry() {
 # Not to be called where errexit is off.
 fetch() {
 	local lock why='' entry=$cache/$1
-	mkdir -p "$cache"
 	exec {lock}>"$entry.lock"
 	slow flock -w 600 "$lock" || die "another run has held $entry.lock for 10 minutes"
 	rm -rf "$entry".new.* # of a run that was killed
