@@ -90,10 +90,15 @@ static inline uint64_t format_step(const struct gpas_format *format,
 	return format_bytes(level) >> format->addr_shift;
 }
 
+static inline unsigned format_holds(struct format_bits bits, uint64_t entry)
+{
+	return (entry & bits.mask) == bits.value;
+}
+
 static inline bool format_is_table(const struct gpas_format *format,
 				   uint64_t entry, unsigned level)
 {
-	return level > 0 && (entry & format->table.mask) == format->table.value;
+	return level > 0 && format_holds(format->table, entry);
 }
 
 static inline uint64_t format_encode_address(const struct gpas_format *format,
@@ -133,14 +138,9 @@ static inline uint64_t format_encode_prot(const struct gpas_format *format,
 static inline unsigned format_prot(const struct gpas_format *format,
 				   uint64_t entry)
 {
-	unsigned prot = 0;
-
-	for (unsigned i = 0; i < 3; i++) {
-		const struct format_bits *perm = &format->perms[i];
-
-		prot |= (unsigned)((entry & perm->mask) == perm->value) << i;
-	}
-	return prot;
+	return format_holds(format->perms[0], entry) |
+	       format_holds(format->perms[1], entry) << 1 |
+	       format_holds(format->perms[2], entry) << 2;
 }
 
 static inline enum gpas_memtype format_memtype(const struct gpas_format *format,

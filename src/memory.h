@@ -29,8 +29,9 @@ void reservation_destroy(struct reservation *reservation);
 
 /*
  * As gpas_memory_create(), with the object at @fixed, inside a reservation
- * that outlives it; putting the last reference makes the range inaccessible
- * again instead of unmapping it. With @fixed NULL the object makes its own
+ * that outlives it; its owner retires every part of it, and putting the last
+ * reference leaves the range alone, since others may have moved in. With
+ * @fixed NULL the object makes its own
  * reservation, congruent to @gpa modulo 1 GiB.
  */
 int memory_create_at(uint64_t size, const struct gpas_memory_params *params,

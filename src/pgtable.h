@@ -76,7 +76,7 @@ int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
  * and host is the address of @gpa itself. Visits each leaf table once.
  * Returns 0 or -ENOENT. Lock-free.
  */
-int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa,
-		 uint64_t limit, struct gpas_extent *ret);
+int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa, uint64_t limit,
+		 struct gpas_extent *ret);
 
 #endif

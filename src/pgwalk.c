@@ -34,24 +34,47 @@ static struct position descend(const struct gpas_pgtable *table, uint64_t gpa)
 	return at;
 }
 
+/*
+ * The walk of pt_lookup(). An acquiring load makes compilers read memory
+ * afresh, so what the loop needs is copied to locals, and the formats in
+ * which an entry's address is not shifted have a loop of their own. Returns the
+ * entry, and how far it is from the page.
+ */
+static inline uint64_t walk(const struct gpas_pgtable *table, uint64_t gpa,
+			    unsigned address_shift, unsigned *ret_shift)
+{
+	const struct format_bits is_table = table->format.table;
+	const uint64_t address_mask = table->format.addr_mask;
+	unsigned shift = format_shift(table->root_level);
+	const uint64_t *node = table->root;
+	uint64_t entry = pt_load(&node[gpa >> shift]);
+
+	while (shift > GPAS_PAGE_SHIFT && format_holds(is_table, entry)) {
+		uint64_t child = (entry & address_mask) << address_shift;
+
+		shift -= FORMAT_INDEX_BITS;
+		node = (const uint64_t *)(uintptr_t)child;
+		entry = pt_load(
+			&node[gpa >> shift & (FORMAT_NODE_ENTRIES - 1)]);
+	}
+	*ret_shift = shift;
+	return entry;
+}
+
 int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
 	      struct gpas_extent *ret)
 {
 	const struct gpas_format *format = &table->format;
-	unsigned shift = format_shift(table->root_level);
-	const uint64_t *node = table->root;
 	uint64_t entry;
+	unsigned shift;
 
 	if (gpa >= table->gpa_end) {
 		return -ENOENT;
 	}
-	entry = pt_load(&node[gpa >> shift]);
-	while (shift > GPAS_PAGE_SHIFT &&
-	       (entry & format->table.mask) == format->table.value) {
-		shift -= FORMAT_INDEX_BITS;
-		node = pt_child(format, entry);
-		entry = pt_load(
-			&node[gpa >> shift & (FORMAT_NODE_ENTRIES - 1)]);
+	if (format->addr_shift == 0) {
+		entry = walk(table, gpa, 0, &shift);
+	} else {
+		entry = walk(table, gpa, format->addr_shift, &shift);
 	}
 	if (entry == 0) {
 		return -ENOENT;

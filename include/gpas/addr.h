@@ -194,8 +194,7 @@ static inline bool gpas_range_contains_range(struct gpas_range outer,
 }
 
 /* Whether some byte is in both; false when either is empty. */
-static inline bool gpas_range_overlaps(struct gpas_range a,
-				       struct gpas_range b)
+static inline bool gpas_range_overlaps(struct gpas_range a, struct gpas_range b)
 {
 	return !gpas_range_is_empty(a) && !gpas_range_is_empty(b) &&
 	       a.start.value < b.end.value && b.start.value < a.end.value;

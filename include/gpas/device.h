@@ -81,8 +81,8 @@ GPAS_API int gpas_add_device(struct gpas *space, enum gpas_address_kind kind,
 
 /* gpas_remove_device - the inverse; @first as it was added. -ENOENT if no
  * range of that kind starts there. */
-GPAS_API int gpas_remove_device(struct gpas *space,
-				enum gpas_address_kind kind, uint64_t first);
+GPAS_API int gpas_remove_device(struct gpas *space, enum gpas_address_kind kind,
+				uint64_t first);
 
 /*
  * gpas_device_dispatch - carry out one access of @size bytes at @addr.

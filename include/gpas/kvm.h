@@ -59,8 +59,8 @@ GPAS_API int gpas_kvm_detach(struct gpas *space);
 
 /* What attaching decided. */
 struct gpas_kvm_info {
-	enum gpas_lazy lazy;   /* TRAP or ABSENT */
-	char lazy_reason[96];  /* one line for a person */
+	enum gpas_lazy lazy;  /* TRAP or ABSENT */
+	char lazy_reason[96]; /* one line for a person */
 	uint32_t slot_first;
 	uint32_t slot_count;
 	uint32_t slots_used;
@@ -128,7 +128,7 @@ enum gpas_exit_kind {
 struct gpas_exit {
 	enum gpas_exit_kind kind;
 	bool retryable;
-	int error;               /* DEVICE_ERROR: -errno */
+	int error;		 /* DEVICE_ERROR: -errno */
 	struct gpas_fault fault; /* FAULT */
 	/* UNCLAIMED, DEVICE_ERROR: the access. */
 	enum gpas_address_kind address_kind;

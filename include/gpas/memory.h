@@ -65,8 +65,8 @@ GPAS_API void gpas_memory_put(struct gpas_memory *memory);
 
 GPAS_API void *gpas_memory_host(const struct gpas_memory *memory);
 GPAS_API uint64_t gpas_memory_size(const struct gpas_memory *memory);
-GPAS_API enum gpas_memory_kind
-gpas_memory_kind(const struct gpas_memory *memory);
+GPAS_API enum gpas_memory_kind gpas_memory_kind(
+	const struct gpas_memory *memory);
 
 /*
  * gpas_memory_fd - the descriptor behind the object and the file offset of its
@@ -75,8 +75,7 @@ gpas_memory_kind(const struct gpas_memory *memory);
  * The object keeps owning it: duplicate it to keep it longer. Returns -1 for
  * anonymous memory.
  */
-GPAS_API int gpas_memory_fd(const struct gpas_memory *memory,
-			    uint64_t *offset);
+GPAS_API int gpas_memory_fd(const struct gpas_memory *memory, uint64_t *offset);
 
 /*
  * gpas_memory_discard - give the bytes [offset, offset + size) back to the

@@ -127,8 +127,8 @@ GPAS_API int gpas_pgtable_create(const struct gpas_pgtable_params *params,
 /* Frees the table and every page of it. NULL is allowed. */
 GPAS_API void gpas_pgtable_destroy(struct gpas_pgtable *table);
 
-GPAS_API const struct gpas_format *
-gpas_pgtable_format(const struct gpas_pgtable *table);
+GPAS_API const struct gpas_format *gpas_pgtable_format(
+	const struct gpas_pgtable *table);
 
 /* The root page (or concatenated pages), as the hardware's root pointer would
  * name it. Valid until the table is destroyed. */

@@ -55,7 +55,7 @@ struct gpas_params {
 	gpas_gpa base;
 	uint64_t size; /* bytes; 0: up to the end of the format's GPA width */
 	enum gpas_format_id format;
-	unsigned max_leaf_shift; /* 12, 21, 30; 0 means 30 */
+	unsigned max_leaf_shift;		/* 12, 21, 30; 0 means 30 */
 	const struct gpas_frame_ops *frame_ops; /* see pgtable.h */
 	void *frame_ctx;
 	/* Receives one line without a newline; NULL is silence. Called with the
@@ -97,7 +97,7 @@ GPAS_API gpas_hva gpas_page_table_root(const struct gpas *space);
 /* How the first touch of lazy memory is noticed once KVM is attached. */
 enum gpas_lazy {
 	GPAS_LAZY_AUTO = 0, /* the first of the following that works */
-	GPAS_LAZY_TRAP,     /* a memslot that faults: KVM_EXIT_MEMORY_FAULT */
+	GPAS_LAZY_TRAP,	    /* a memslot that faults: KVM_EXIT_MEMORY_FAULT */
 	GPAS_LAZY_ABSENT,   /* no memslot: KVM_EXIT_MMIO */
 };
 
@@ -160,8 +160,8 @@ GPAS_API int gpas_map_memory(struct gpas *space, gpas_gpa start, uint64_t size,
  * Page-aligned like every region. Such a region has no leaf and no slot.
  * Errors: as gpas_map_linear; -EINVAL no access function, or unknown widths.
  */
-GPAS_API int gpas_map_device(struct gpas *space, gpas_gpa start,
-			     uint64_t size, const struct gpas_device *device);
+GPAS_API int gpas_map_device(struct gpas *space, gpas_gpa start, uint64_t size,
+			     const struct gpas_device *device);
 
 /*
  * A backend of the embedder's: memory whose host address or content is not
@@ -171,20 +171,21 @@ GPAS_API int gpas_map_device(struct gpas *space, gpas_gpa start,
 struct gpas_backend {
 	void *ctx;
 	/*
-	 * Provide [offset, offset + size), page-aligned: make it readable and
+	 * Provide [offset, offset + *size), page-aligned: make it readable and
 	 * writable for the host, with its content in place, and set *host to
-	 * where it is. A lazy mapping asks granule by granule, clipped to what
-	 * is not present yet; an eager one asks once for all of it, and again
-	 * for what remains as long as *size was made smaller: the call may
-	 * lower *size to a smaller multiple of 4 KiB, not 0. Returns 0, or
-	 * -errno, which reaches the fault's record or the map call's caller.
+	 * where it is, page-aligned. The call may lower *size to a smaller
+	 * multiple of 4 KiB, not 0, and is then asked again for the rest. A
+	 * lazy mapping asks granule by granule, clipped to what is not present
+	 * yet; an eager one asks for all of it. Returns 0, or -errno, which
+	 * reaches the fault's record or the map call's caller.
 	 */
 	int (*populate)(void *ctx, uint64_t offset, uint64_t *size,
 			void **host);
-	/* Take back what populate provided: nothing uses it any more. Called
-	 * per present extent. May be NULL. */
-	void (*retire)(void *ctx, uint64_t offset, void *host, uint64_t size);
-	/* The last piece of the mapping is gone. May be NULL. */
+	/* [offset, offset + size) has left the mapping and nothing uses it any
+	 * more, whether or not it was ever populated. May be NULL. */
+	void (*retire)(void *ctx, uint64_t offset, uint64_t size);
+	/* The last piece of the mapping is gone. Not called when the map call
+	 * itself fails. May be NULL. */
 	void (*release)(void *ctx);
 };
 
@@ -194,9 +195,8 @@ struct gpas_backend {
  * Errors: as gpas_map_linear; those of populate when not lazy (what was
  * provided has been retired again); -EINVAL no populate function.
  */
-GPAS_API int gpas_map_backend(struct gpas *space, gpas_gpa start,
-			      uint64_t size, unsigned prot,
-			      const struct gpas_backend *backend,
+GPAS_API int gpas_map_backend(struct gpas *space, gpas_gpa start, uint64_t size,
+			      unsigned prot, const struct gpas_backend *backend,
 			      const struct gpas_map_params *params);
 
 /*
@@ -258,9 +258,9 @@ GPAS_API int gpas_abort(struct gpas *space);
  * protected; the caller sees to it that nobody does so while it uses host.
  */
 struct gpas_translation {
-	void *host;          /* of the byte at the GPA asked for */
-	uint64_t size;       /* contiguous bytes from that GPA on */
-	unsigned prot;       /* what the mapping grants */
+	void *host;	     /* of the byte at the GPA asked for */
+	uint64_t size;	     /* contiguous bytes from that GPA on */
+	unsigned prot;	     /* what the mapping grants */
 	unsigned leaf_shift; /* the leaf at the GPA: 12, 21 or 30 */
 };
 
@@ -295,14 +295,14 @@ struct gpas_region {
 	enum gpas_region_kind kind;
 	enum gpas_memtype memtype;
 	bool lazy;
-	uint64_t granule; /* bytes, 0 when not lazy */
-	void *host;       /* of start; NULL for devices and backends */
-	int fd;           /* behind the memory, or -1; owned by the space */
+	uint64_t granule;   /* bytes, 0 when not lazy */
+	void *host;	    /* of start; NULL for devices and backends */
+	int fd;		    /* behind the memory, or -1; owned by the space */
 	uint64_t fd_offset; /* of start */
 	uint64_t present;   /* bytes that have leaves */
 	uint64_t leaves[3]; /* 4 KiB, 2 MiB, 1 GiB */
-	uint64_t slots;     /* memslots that lie in it, wholly or in part */
-	uint64_t traps;     /* and traps */
+	uint64_t slots;	    /* memslots that lie in it, wholly or in part */
+	uint64_t traps;	    /* and traps */
 	char name[GPAS_NAME_BYTES];
 };
 
@@ -394,9 +394,9 @@ struct gpas_fault {
 	enum gpas_fault_kind kind;
 	gpas_gpa gpa;
 	unsigned wanted;    /* gpas_prot mask; 0 when KVM did not say */
-	unsigned had;       /* the region's permission */
+	unsigned had;	    /* the region's permission */
 	uint64_t populated; /* bytes that became present */
-	int error;          /* FAILED: -errno */
+	int error;	    /* FAILED: -errno */
 	/* The region, where there is one. */
 	gpas_gpa region_start;
 	uint64_t region_size;
@@ -433,18 +433,18 @@ struct gpas_stats {
 	uint64_t present;     /* gauge: bytes that have leaves */
 	uint64_t table_pages; /* gauge */
 	uint64_t leaves[3];   /* gauge: 4 KiB, 2 MiB, 1 GiB */
-	uint64_t slots;       /* gauge: memslots over memory */
-	uint64_t traps;       /* gauge: memslots that only fault */
+	uint64_t slots;	      /* gauge: memslots over memory */
+	uint64_t traps;	      /* gauge: memslots that only fault */
 	uint64_t faults[GPAS_FAULT_KIND_COUNT]; /* answers given, by kind */
 	uint64_t populations; /* faults that made a granule present */
 	uint64_t populated;   /* bytes made present by faults and accesses */
 	uint64_t exits_mmio;  /* KVM exits by how they came ... */
 	uint64_t exits_memory_fault;
-	uint64_t exits_fetch;     /* ... fetches from absent memory */
-	uint64_t lazy_mmio;       /* MMIO exits that populated lazy memory */
-	uint64_t unclaimed;       /* accesses to nothing: read as all ones */
+	uint64_t exits_fetch;	  /* ... fetches from absent memory */
+	uint64_t lazy_mmio;	  /* MMIO exits that populated lazy memory */
+	uint64_t unclaimed;	  /* accesses to nothing: read as all ones */
 	uint64_t device_accesses; /* calls of devices, all kinds */
-	uint64_t slot_adds;       /* memslot ioctls */
+	uint64_t slot_adds;	  /* memslot ioctls */
 	uint64_t slot_deletes;
 	uint64_t pauses;
 	uint64_t kvm_ns;     /* time in memslot ioctls */

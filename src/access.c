@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Readers: translation and access to guest memory, on any thread, without the
+ * lock. A reader stays announced (readers.h) from the walk to the last byte it
+ * touches, so what it found cannot be freed under it. Where nothing is present
+ * it withdraws, lets the fault path populate, and looks again.
+ */
+#include "space.h"
+
+#include <string.h>
+
+/* One announced stretch copies at most this much, so that a writer that waits
+ * for readers waits microseconds, not for a whole gigabyte. */
+#define CHUNK_BYTES (UINT64_C(256) << 10)
+
+/* ---- Translation ----------------------------------------------------------
+ */
+
+int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
+		   uint64_t limit, struct gpas_translation *ret)
+{
+	struct gpas_extent extent;
+	atomic_uint *ticket;
+	int err;
+
+	if (limit == 0 || (access & ~(unsigned)GPAS_PROT_RWX) != 0) {
+		return -EINVAL;
+	}
+	ticket = readers_enter(&space->readers);
+	err = pt_extent_at(space->table, gpa.value, limit, &extent);
+	readers_leave(ticket);
+	if (err != 0) {
+		return err;
+	}
+	if ((access & ~extent.prot) != 0) {
+		return -EACCES;
+	}
+	ret->host = gpas_hva_pointer(extent.host);
+	ret->size = extent.size;
+	ret->prot = extent.prot;
+	ret->leaf_shift = extent.leaf_shift;
+	return 0;
+}
+
+/* ---- Finding memory, populating where it is lazy --------------------------
+ */
+
+/* The errno that a fault's outcome is to an accessor; 0: look again. */
+static int fault_error(const struct gpas_fault *fault)
+{
+	switch (fault->kind) {
+	case GPAS_FAULT_RESUME:
+		return 0;
+	case GPAS_FAULT_DENIED:
+		return -EACCES;
+	case GPAS_FAULT_FAILED:
+		return fault->error;
+	case GPAS_FAULT_DEVICE:
+	case GPAS_FAULT_UNMAPPED:
+		break;
+	}
+	return -ENOENT;
+}
+
+static int populate_for(struct gpas *space, uint64_t gpa, unsigned access)
+{
+	struct resolution resolution;
+	int err = fault_resolve(space, gpa, access, &resolution);
+
+	if (err != 0) {
+		return err;
+	}
+	if (resolution.claim != NULL) {
+		claim_put(resolution.claim);
+	}
+	return fault_error(&resolution.fault);
+}
+
+/*
+ * Finds the memory at @gpa for @access, at most @limit bytes of it, populating
+ * it if need be. On success the caller is announced as a reader and passes
+ * *ticket to readers_leave() when it is done with the memory.
+ */
+static int reach(struct gpas *space, uint64_t gpa, unsigned access,
+		 uint64_t limit, struct gpas_extent *extent,
+		 atomic_uint **ticket)
+{
+	for (;;) {
+		int err;
+
+		*ticket = readers_enter(&space->readers);
+		err = pt_extent_at(space->table, gpa, limit, extent);
+		if (err == 0 && (access & ~extent->prot) == 0) {
+			return 0;
+		}
+		readers_leave(*ticket);
+		if (err == 0) {
+			return -EACCES;
+		}
+		err = populate_for(space, gpa, access);
+		if (err != 0) {
+			return err;
+		}
+	}
+}
+
+/* ---- Blocks of bytes ------------------------------------------------------
+ */
+
+enum transfer_kind {
+	TRANSFER_READ,
+	TRANSFER_WRITE,
+	TRANSFER_FILL
+};
+
+struct transfer {
+	enum transfer_kind kind;
+	unsigned access;
+	uint8_t *buffer; /* READ, WRITE */
+	uint8_t byte;	 /* FILL */
+};
+
+static void transfer_piece(const struct transfer *transfer, uint64_t at,
+			   void *host, size_t size)
+{
+	switch (transfer->kind) {
+	case TRANSFER_READ:
+		memcpy(transfer->buffer + at, host, size);
+		break;
+	case TRANSFER_WRITE:
+		memcpy(host, transfer->buffer + at, size);
+		break;
+	case TRANSFER_FILL:
+		memset(host, transfer->byte, size);
+		break;
+	}
+}
+
+static int transfer(struct gpas *space, gpas_gpa gpa, size_t size,
+		    const struct transfer *transfer, size_t *done)
+{
+	uint64_t at = 0;
+	int err = size > UINT64_MAX - gpa.value ? -EINVAL : 0;
+
+	while (err == 0 && at < size) {
+		uint64_t limit = size - at;
+		struct gpas_extent extent;
+		atomic_uint *ticket;
+
+		if (limit > CHUNK_BYTES) {
+			limit = CHUNK_BYTES;
+		}
+		err = reach(space, gpa.value + at, transfer->access, limit,
+			    &extent, &ticket);
+		if (err == 0) {
+			transfer_piece(transfer, at,
+				       gpas_hva_pointer(extent.host),
+				       extent.size);
+			readers_leave(ticket);
+			at += extent.size;
+		}
+	}
+	if (done != NULL) {
+		*done = at;
+	}
+	return err;
+}
+
+int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
+	      size_t *done)
+{
+	struct transfer read = {
+		.kind = TRANSFER_READ,
+		.access = GPAS_PROT_READ,
+		.buffer = buffer,
+	};
+
+	return transfer(space, gpa, size, &read, done);
+}
+
+int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
+	       size_t size, size_t *done)
+{
+	struct transfer write = {
+		.kind = TRANSFER_WRITE,
+		.access = GPAS_PROT_WRITE,
+		.buffer = (uint8_t *)(uintptr_t)buffer, /* only read from */
+	};
+
+	return transfer(space, gpa, size, &write, done);
+}
+
+int gpas_fill(struct gpas *space, gpas_gpa gpa, uint8_t byte, size_t size,
+	      size_t *done)
+{
+	struct transfer fill = {
+		.kind = TRANSFER_FILL,
+		.access = GPAS_PROT_WRITE,
+		.byte = byte,
+	};
+
+	return transfer(space, gpa, size, &fill, done);
+}
+
+int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
+	       struct iovec *vector, size_t max, size_t *count)
+{
+	uint64_t at = range.start.value;
+
+	*count = 0;
+	if (range.end.value < at || (access & ~(unsigned)GPAS_PROT_RWX) != 0) {
+		return -EINVAL;
+	}
+	while (at < range.end.value) {
+		struct gpas_extent extent;
+		atomic_uint *ticket;
+		int err;
+
+		if (*count == max) {
+			return -E2BIG;
+		}
+		err = reach(space, at, access, range.end.value - at, &extent,
+			    &ticket);
+		if (err != 0) {
+			*count = 0;
+			return err;
+		}
+		readers_leave(ticket);
+		vector[(*count)++] = (struct iovec){
+			.iov_base = gpas_hva_pointer(extent.host),
+			.iov_len = extent.size,
+		};
+		at += extent.size;
+	}
+	return 0;
+}
+
+/* ---- Atomic accesses ------------------------------------------------------
+ */
+
+static int check_atomic(gpas_gpa gpa, unsigned width)
+{
+	bool known = width == 1 || width == 2 || width == 4 || width == 8;
+
+	return known && gpas_is_aligned(gpa.value, width) ? 0 : -EINVAL;
+}
+
+static uint64_t load_atomic(const void *host, unsigned width)
+{
+	switch (width) {
+	case 1:
+		return __atomic_load_n((const uint8_t *)host, __ATOMIC_ACQUIRE);
+	case 2:
+		return __atomic_load_n((const uint16_t *)host,
+				       __ATOMIC_ACQUIRE);
+	case 4:
+		return __atomic_load_n((const uint32_t *)host,
+				       __ATOMIC_ACQUIRE);
+	default:
+		return __atomic_load_n((const uint64_t *)host,
+				       __ATOMIC_ACQUIRE);
+	}
+}
+
+static void store_atomic(void *host, unsigned width, uint64_t value)
+{
+	switch (width) {
+	case 1:
+		__atomic_store_n((uint8_t *)host, (uint8_t)value,
+				 __ATOMIC_RELEASE);
+		break;
+	case 2:
+		__atomic_store_n((uint16_t *)host, (uint16_t)value,
+				 __ATOMIC_RELEASE);
+		break;
+	case 4:
+		__atomic_store_n((uint32_t *)host, (uint32_t)value,
+				 __ATOMIC_RELEASE);
+		break;
+	default:
+		__atomic_store_n((uint64_t *)host, value, __ATOMIC_RELEASE);
+		break;
+	}
+}
+
+/* One width of a compare-and-exchange: the built-in wants typed operands. */
+#define COMPARE_EXCHANGE(type)                                              \
+	static bool compare_exchange_##type(void *host, uint64_t *expected, \
+					    uint64_t desired)               \
+	{                                                                   \
+		type seen = (type)*expected;                                \
+		bool done = __atomic_compare_exchange_n(                    \
+			(type *)host, &seen, (type)desired, false,          \
+			__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                \
+                                                                            \
+		*expected = seen;                                           \
+		return done;                                                \
+	}
+COMPARE_EXCHANGE(uint8_t)
+COMPARE_EXCHANGE(uint16_t)
+COMPARE_EXCHANGE(uint32_t)
+COMPARE_EXCHANGE(uint64_t)
+
+static bool compare_exchange(void *host, unsigned width, uint64_t *expected,
+			     uint64_t desired)
+{
+	switch (width) {
+	case 1:
+		return compare_exchange_uint8_t(host, expected, desired);
+	case 2:
+		return compare_exchange_uint16_t(host, expected, desired);
+	case 4:
+		return compare_exchange_uint32_t(host, expected, desired);
+	default:
+		return compare_exchange_uint64_t(host, expected, desired);
+	}
+}
+
+int gpas_load(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t *value)
+{
+	struct gpas_extent extent;
+	atomic_uint *ticket;
+	int err = check_atomic(gpa, width);
+
+	if (err == 0) {
+		err = reach(space, gpa.value, GPAS_PROT_READ, width, &extent,
+			    &ticket);
+	}
+	if (err == 0) {
+		*value = load_atomic(gpas_hva_pointer(extent.host), width);
+		readers_leave(ticket);
+	}
+	return err;
+}
+
+int gpas_store(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t value)
+{
+	struct gpas_extent extent;
+	atomic_uint *ticket;
+	int err = check_atomic(gpa, width);
+
+	if (err == 0) {
+		err = reach(space, gpa.value, GPAS_PROT_WRITE, width, &extent,
+			    &ticket);
+	}
+	if (err == 0) {
+		store_atomic(gpas_hva_pointer(extent.host), width, value);
+		readers_leave(ticket);
+	}
+	return err;
+}
+
+int gpas_compare_exchange(struct gpas *space, gpas_gpa gpa, unsigned width,
+			  uint64_t *expected, uint64_t desired)
+{
+	struct gpas_extent extent;
+	atomic_uint *ticket;
+	bool replaced;
+	int err = check_atomic(gpa, width);
+
+	if (err == 0) {
+		err = reach(space, gpa.value, GPAS_PROT_RW, width, &extent,
+			    &ticket);
+	}
+	if (err != 0) {
+		return err;
+	}
+	replaced = compare_exchange(gpas_hva_pointer(extent.host), width,
+				    expected, desired);
+	readers_leave(ticket);
+	return replaced ? 1 : 0;
+}

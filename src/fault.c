@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Faults and lazy memory: what becomes of an access that found nothing, and
+ * which part of a region a first touch makes present.
+ */
+#include "space.h"
+
+#include <string.h>
+
+/* Provides [start, *end) of a region: where it is, perhaps less of it. */
+static int provide(struct gpas *space, struct region *region, uint64_t start,
+		   uint64_t *end, uint64_t *host)
+{
+	const struct backing *backing = region->backing;
+	uint64_t offset = region->offset + (start - region->span.start);
+	uint64_t size = *end - start;
+	uint64_t given = size;
+	void *at = NULL;
+	int err;
+
+	if (backing->kind != GPAS_REGION_BACKEND) {
+		*host = backing->host + offset;
+		return 0;
+	}
+	err = txn_note_populate(space, region, start, *end);
+	if (err == 0) {
+		err = backing->ops.populate(backing->ops.ctx, offset, &given,
+					    &at);
+	}
+	if (err != 0) {
+		return err;
+	}
+	*host = gpas_hva_of(at).value;
+	if (given == 0 || given > size || at == NULL ||
+	    !gpas_is_aligned(given | *host, GPAS_PAGE_BYTES)) {
+		space_log(space, GPAS_LOG_ERROR,
+			  "backend %s: populate gave %#llx bytes at %p for a "
+			  "request of %#llx: not whole pages of it",
+			  backing->name, (unsigned long long)given, at,
+			  (unsigned long long)size);
+		return -EINVAL;
+	}
+	*end = start + given;
+	return pt_check_host(space->format, *host, given);
+}
+
+/* Fills [start, end) of @region, where nothing is present. */
+static int populate_hole(struct gpas *space, struct region *region,
+			 uint64_t start, uint64_t end)
+{
+	struct pt_bounds bounds = { region->span.start, region->span.end };
+
+	while (start < end) {
+		uint64_t piece_end = end;
+		uint64_t host;
+		int err = provide(space, region, start, &piece_end, &host);
+
+		if (err == 0) {
+			err = pt_map(space->table, start, piece_end - start,
+				     host, region->prot,
+				     region->backing->memtype, bounds);
+		}
+		if (err != 0) {
+			return err;
+		}
+		start = piece_end;
+	}
+	return 0;
+}
+
+int populate_range(struct gpas *space, struct region *region, uint64_t start,
+		   uint64_t end, uint64_t *populated)
+{
+	uint64_t at = start;
+
+	while (at < end) {
+		struct gpas_pgtable_cursor cursor;
+		struct gpas_extent extent = { .start = { end } };
+		uint64_t hole_end;
+		int err;
+
+		gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(at),
+					 gpas_gpa_at(end));
+		(void)gpas_pgtable_cursor_next(&cursor, &extent);
+		hole_end = extent.start.value;
+		if (hole_end > at) {
+			err = populate_hole(space, region, at, hole_end);
+			if (err == 0) {
+				err = txn_touch(space, at, hole_end);
+			}
+			if (err != 0) {
+				return err;
+			}
+			*populated += hole_end - at;
+		}
+		at = hole_end + extent.size;
+	}
+	return 0;
+}
+
+/* ---- What a first touch makes present ------------------------------------ */
+
+/*
+ * The unit for a fault at @gpa. Faults that continue where the last one ended,
+ * upwards or downwards, double it up to granule_max, so that n sequential
+ * bytes take O(log n) changes; any other fault starts small again.
+ */
+static uint64_t choose_granule(struct backing *backing, uint64_t gpa)
+{
+	uint64_t granule = backing->granule_now;
+	bool up = gpas_align_down(gpa, backing->granule) == backing->fault_high;
+	bool down = gpas_align_down(gpa, backing->granule) + backing->granule ==
+		    backing->fault_low;
+
+	if (up || down) {
+		granule =
+			granule < backing->granule_max ? granule * 2 : granule;
+	} else {
+		granule = backing->granule;
+	}
+	backing->granule_now = granule;
+	return granule;
+}
+
+/*
+ * The absent stretch around @gpa inside its granule and region: what a fault
+ * there makes present.
+ */
+static struct window absent_around(const struct gpas *space,
+				   const struct region *region, uint64_t gpa,
+				   uint64_t granule)
+{
+	uint64_t start = gpas_align_down(gpa, granule);
+	struct window hole = { start, start + granule };
+	struct gpas_pgtable_cursor cursor;
+	struct gpas_extent extent;
+
+	if (hole.start < region->span.start) {
+		hole.start = region->span.start;
+	}
+	if (hole.end > region->span.end) {
+		hole.end = region->span.end;
+	}
+	gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(hole.start),
+				 gpas_gpa_at(hole.end));
+	while (gpas_pgtable_cursor_next(&cursor, &extent)) {
+		if (extent.start.value > gpa) {
+			hole.end = extent.start.value;
+			break;
+		}
+		hole.start = extent.start.value + extent.size;
+	}
+	return hole;
+}
+
+static int populate_granule(struct gpas *space, struct region *region,
+			    uint64_t gpa, uint64_t *populated)
+{
+	struct backing *backing = region->backing;
+	uint64_t granule = choose_granule(backing, gpa);
+	struct window hole = absent_around(space, region, gpa, granule);
+	int err =
+		populate_range(space, region, hole.start, hole.end, populated);
+
+	if (err == 0) {
+		backing->fault_low = hole.start;
+		backing->fault_high = hole.end;
+	}
+	return err;
+}
+
+/* ---- Faults ---------------------------------------------------------------
+ */
+
+static void describe(const struct region *region, struct gpas_fault *fault)
+{
+	fault->had = region->prot;
+	fault->region_start = gpas_gpa_at(region->span.start);
+	fault->region_size = region->span.end - region->span.start;
+	memcpy(fault->region_name, region->backing->name, GPAS_NAME_BYTES);
+}
+
+static enum gpas_fault_kind judge(const struct region *region, unsigned access)
+{
+	if (region == NULL) {
+		return GPAS_FAULT_UNMAPPED;
+	}
+	if (region->backing->kind == GPAS_REGION_DEVICE) {
+		return GPAS_FAULT_DEVICE;
+	}
+	if (region->prot == GPAS_PROT_NONE || (access & ~region->prot) != 0) {
+		return GPAS_FAULT_DENIED;
+	}
+	return GPAS_FAULT_RESUME;
+}
+
+void resolve_claim(const struct region *region, uint64_t gpa,
+		   struct resolution *ret)
+{
+	ret->claim = claim_get(region->backing->claim);
+	ret->device_offset = region->offset + (gpa - region->span.start);
+	ret->device_size =
+		region->offset + (region->span.end - region->span.start);
+}
+
+/* Resolves under the lock; @region is what contains @gpa, or NULL. */
+static int resolve_locked(struct gpas *space, struct region *region,
+			  uint64_t gpa, struct resolution *ret)
+{
+	struct gpas_fault *fault = &ret->fault;
+	struct gpas_extent extent;
+	int err;
+
+	fault->kind = judge(region, fault->wanted);
+	if (region != NULL) {
+		describe(region, fault);
+	}
+	if (fault->kind == GPAS_FAULT_DEVICE) {
+		resolve_claim(region, gpa, ret);
+	}
+	if (fault->kind != GPAS_FAULT_RESUME ||
+	    pt_lookup(space->table, gpa, &extent) == 0) {
+		return 0;
+	}
+	err = populate_granule(space, region, gpa, &fault->populated);
+	if (err != 0) {
+		fault->kind = GPAS_FAULT_FAILED;
+		fault->error = err;
+		fault->populated = 0;
+	}
+	return err;
+}
+
+static void count_fault(struct gpas *space, const struct gpas_fault *fault)
+{
+	count(&space->stats.faults[fault->kind], 1);
+	if (fault->populated != 0) {
+		count(&space->stats.populations, 1);
+		count(&space->stats.populated, fault->populated);
+	}
+}
+
+/* Whether the answer needs no change: then no transaction is opened. */
+static bool resolve_at_rest(struct gpas *space, uint64_t gpa,
+			    struct resolution *ret)
+{
+	struct region *region = region_find(space, gpa);
+	struct gpas_extent extent;
+
+	if (judge(region, ret->fault.wanted) == GPAS_FAULT_RESUME &&
+	    pt_lookup(space->table, gpa, &extent) != 0) {
+		return false;
+	}
+	return resolve_locked(space, region, gpa, ret) == 0;
+}
+
+int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
+		  struct resolution *ret)
+{
+	struct txn txn;
+	bool locked;
+	bool done;
+	int err;
+
+	*ret = (struct resolution){
+		.fault = { .gpa = { gpa }, .wanted = access },
+	};
+	locked = space_lock(space);
+	done = resolve_at_rest(space, gpa, ret);
+	space_unlock(space, locked);
+	if (!done) {
+		err = txn_open(space, TXN_TAKE, &txn);
+		if (err == -ENOTRECOVERABLE) {
+			return err;
+		}
+		if (err == 0) {
+			err = resolve_locked(space, region_find(space, gpa),
+					     gpa, ret);
+			err = txn_close(&txn, err);
+		}
+		if (err != 0) {
+			ret->fault.kind = GPAS_FAULT_FAILED;
+			ret->fault.error = err;
+			ret->fault.populated = 0;
+		}
+	}
+	count_fault(space, &ret->fault);
+	return 0;
+}
+
+int gpas_fault(struct gpas *space, gpas_gpa gpa, unsigned access,
+	       struct gpas_fault *ret)
+{
+	struct resolution resolution;
+	int err;
+
+	if ((access & ~(unsigned)GPAS_PROT_RWX) != 0 ||
+	    gpa.value >> gpas_format_gpa_bits(space->format) != 0) {
+		return -EINVAL;
+	}
+	err = fault_resolve(space, gpa.value, access, &resolution);
+	if (err == 0) {
+		if (resolution.claim != NULL) {
+			claim_put(resolution.claim);
+		}
+		*ret = resolution.fault;
+	}
+	return err;
+}
+
+static int populate_regions(struct gpas *space, uint64_t start, uint64_t end,
+			    uint64_t *populated)
+{
+	uint64_t at = start;
+	int err = 0;
+
+	while (at < end && err == 0) {
+		struct region *region = region_find(space, at);
+		uint64_t to;
+
+		if (region == NULL ||
+		    region->backing->kind == GPAS_REGION_DEVICE) {
+			return -ENOENT;
+		}
+		to = region->span.end < end ? region->span.end : end;
+		err = populate_range(space, region, at, to, populated);
+		at = to;
+	}
+	return err;
+}
+
+int gpas_populate(struct gpas *space, gpas_gpa start, uint64_t size)
+{
+	uint64_t populated = 0;
+	struct txn txn;
+	int err = space_check_range(space, start, size);
+
+	if (err == 0) {
+		err = txn_open(space, TXN_TAKE, &txn);
+	}
+	if (err != 0) {
+		return err;
+	}
+	err = populate_regions(space, start.value, start.value + size,
+			       &populated);
+	err = txn_close(&txn, err);
+	if (err == 0) {
+		count(&space->stats.populated, populated);
+	}
+	return err;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Readers that never wait, and a writer that can wait for them.
+ *
+ * A reader announces itself in a counter of the processor it runs on before
+ * it looks at the table and withdraws when it is done with what it found. A
+ * writer that has unlinked something calls readers_wait(): when it returns,
+ * every reader that could have seen the unlinked thing has withdrawn.
+ *
+ * Why it holds: enter is a sequentially consistent increment, and so ordered
+ * before the reader's loads; readers_wait reads the counters after the
+ * writer's stores. A reader whose increment it misses therefore sees those
+ * stores. Two phases keep new readers from holding up a waiting writer: it
+ * turns new readers to the other counter, waits for the old one to drain, and
+ * does so twice, since a reader may have picked its phase long before it
+ * counted itself in.
+ */
+#ifndef GPAS_SRC_READERS_H
+#define GPAS_SRC_READERS_H
+
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+#define READER_STRIPES 16
+
+struct reader_stripe {
+	alignas(64) atomic_uint count[2];
+};
+
+struct readers {
+	alignas(64) atomic_uint phase;
+	struct reader_stripe stripes[READER_STRIPES];
+};
+
+/* Enters; the result goes to readers_leave. */
+atomic_uint *readers_enter(struct readers *readers);
+
+static inline void readers_leave(atomic_uint *ticket)
+{
+	atomic_fetch_sub_explicit(ticket, 1, memory_order_release);
+}
+
+/* Waits for every reader that entered before the call. One caller at a time;
+ * never called by a reader. */
+void readers_wait(struct readers *readers);
+
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The space's insides, shared by the files that implement it:
+ * space.c (life and questions), txn.c (regions under a journal, commit and
+ * undo), map.c (mapping calls), fault.c (lazy memory), access.c (readers),
+ * mirror.c and kvm.c (memslots), exit.c (vCPU exits), check.c (inspection).
+ */
+#ifndef GPAS_SRC_SPACE_H
+#define GPAS_SRC_SPACE_H
+
+#include <gpas/kvm.h>
+#include <gpas/space.h>
+
+#include "device.h"
+#include "memory.h"
+#include "pgtable.h"
+#include "readers.h"
+#include "span.h"
+
+#include <pthread.h>
+
+/*
+ * What a mapping call created, shared by the regions it was split into.
+ * Invariant: refs is the number of regions (in the set, the journal or the
+ * graveyard) that point here.
+ */
+struct backing {
+	atomic_size_t refs;
+	enum gpas_region_kind kind;
+	enum gpas_memtype memtype;
+	bool lazy;
+	uint64_t granule;     /* bytes, the smallest unit of presence */
+	uint64_t granule_max; /* bytes, what sequential faults may grow it to */
+	uint64_t granule_now;
+	uint64_t fault_low; /* GPA range that the last fault populated */
+	uint64_t fault_high;
+	uint64_t host; /* HVA of offset 0; 0 for devices and backends */
+	struct gpas_memory *memory; /* a reference, or NULL */
+	uint64_t memory_offset;	    /* of offset 0 */
+	struct gpas_backend ops;    /* kind BACKEND */
+	struct claim *claim;	    /* kind DEVICE: a reference */
+	char name[GPAS_NAME_BYTES];
+};
+
+/* A range of GPAs with one backing and one permission. */
+struct region {
+	struct span span; /* first: a span in the set is a region */
+	struct backing *backing;
+	uint64_t offset; /* of span.start in the backing */
+	unsigned prot;
+};
+
+enum change_kind {
+	CHANGE_INSERT,	 /* region was inserted */
+	CHANGE_REMOVE,	 /* region .. other, linked by next, were removed */
+	CHANGE_SPLIT,	 /* other was split off the end of region */
+	CHANGE_JOIN,	 /* other was joined to the end of region */
+	CHANGE_PROT,	 /* region's permission was prot */
+	CHANGE_POPULATE, /* a backend provided [start, end) of region */
+};
+
+/* How to undo one step on the region set. */
+struct change {
+	enum change_kind kind;
+	unsigned prot;
+	struct region *region;
+	struct region *other;
+	uint64_t start;
+	uint64_t end;
+};
+
+/* A range whose slots may no longer agree with the table. */
+struct window {
+	uint64_t start;
+	uint64_t end;
+};
+
+struct mirror;
+
+struct gpas {
+	uint64_t base;
+	uint64_t end;
+	struct gpas_pgtable *table;
+	const struct gpas_format *format;
+	unsigned max_leaf_shift;
+	void (*log)(void *ctx, enum gpas_log_level level, const char *line);
+	void *log_ctx;
+	enum gpas_log_level log_level;
+
+	/* Everything below is under the lock, except what says otherwise. */
+	pthread_mutex_t lock;
+	/* The thread that has a group open, or 0. Read without the lock, which
+	 * is safe: only that thread can find itself there. */
+	_Atomic(uintptr_t) group_owner;
+	bool poisoned;
+	/* Counts changes of regions or table; read without the lock. */
+	_Atomic(uint64_t) generation;
+
+	struct span_set regions;
+	struct span_set claims[GPAS_ADDRESS_KIND_COUNT]; /* GPA: unused */
+	struct reservation reservation; /* host NULL: one a region */
+
+	/* The open transaction. */
+	struct change *changes;
+	size_t change_count;
+	size_t change_capacity;
+	struct window *windows;
+	size_t window_count;
+	size_t window_capacity;
+	bool wait_for_readers;
+	/* Memory that left the space in this transaction may still occupy its
+	 * place in the reservation: new memory goes elsewhere. */
+	bool reservation_busy;
+	struct region *graveyard; /* linked by span.next */
+	struct region *spare;	  /* likewise: the reserve for splits */
+	size_t spare_count;
+
+	struct mirror *mirror; /* NULL: not attached */
+	struct gpas_stats stats;
+	struct readers readers; /* lock-free */
+};
+
+/* ---- txn.c: changes of regions and table as one ------------------------ */
+
+/* What a call does: taking calls first refill the reserve and fail with
+ * -ENOMEM when they cannot; releasing calls go on with what is there. */
+enum txn_mode {
+	TXN_TAKE,
+	TXN_RELEASE,
+	TXN_CLEAR, /* also allowed in a poisoned space */
+};
+
+/* Where a call's own changes begin, inside a group or alone. */
+struct txn {
+	struct gpas *space;
+	bool grouped;
+	size_t change_mark;
+	size_t table_mark;
+	size_t window_mark;
+};
+
+/* Takes the lock (unless this thread's group holds it). 0, or an error with
+ * nothing held. */
+int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn);
+
+/* Ends a call that so far returned @err: undoes its changes if that is an
+ * error; outside a group brings KVM in line, waits for readers, frees what
+ * dropped out, and unlocks. Returns the call's final result. */
+int txn_close(struct txn *txn, int err);
+
+/* Locks for a call that only looks; pairs with space_unlock. */
+bool space_lock(struct gpas *space);
+void space_unlock(struct gpas *space, bool locked);
+
+/* Inserts a new region of @backing (whose first reference it takes over). */
+int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
+	       uint64_t end, unsigned prot);
+/* Removes [start, end) from the regions, splitting at the ends. */
+int txn_remove(struct gpas *space, uint64_t start, uint64_t end);
+/* Sets the permission of [start, end), which regions cover wholly, splitting
+ * and joining. */
+int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
+		 unsigned prot);
+/* Records that a backend provided [start, end) of @region. */
+int txn_note_populate(struct gpas *space, struct region *region, uint64_t start,
+		      uint64_t end);
+/* Records that the slots of [start, end) need another look. */
+int txn_touch(struct gpas *space, uint64_t start, uint64_t end);
+
+void backing_put(struct backing *backing);
+
+static inline struct region *region_of(struct span *span)
+{
+	return (struct region *)span;
+}
+
+static inline struct region *region_find(const struct gpas *space, uint64_t gpa)
+{
+	return region_of(span_find(&space->regions, gpa));
+}
+
+/* The first region that ends above @gpa. */
+static inline struct region *region_from(const struct gpas *space, uint64_t gpa)
+{
+	return region_of(span_from(&space->regions, gpa));
+}
+
+/* ---- fault.c ------------------------------------------------------------ */
+
+/* Makes the absent parts of [start, end) of @region present, inside a
+ * transaction. Adds what became present to *@populated. */
+int populate_range(struct gpas *space, struct region *region, uint64_t start,
+		   uint64_t end, uint64_t *populated);
+
+/*
+ * gpas_fault, and for a device region also a reference to its claim, the
+ * region's size and the offset of @gpa in it, so that an access needs one
+ * lookup.
+ */
+struct resolution {
+	struct gpas_fault fault;
+	struct claim *claim;
+	uint64_t device_offset;
+	uint64_t device_size;
+};
+
+int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
+		  struct resolution *ret);
+
+/* The claim of a device region at @gpa, as part of @ret. */
+void resolve_claim(const struct region *region, uint64_t gpa,
+		   struct resolution *ret);
+
+/* ---- bus.c -------------------------------------------------------------- */
+
+/* Carries out one access on the claim in @found and gives the claim back. */
+int dispatch_claim(struct gpas *space, struct resolution *found, void *data,
+		   size_t size, bool write);
+
+/* ---- kvm.c and its architecture's file ----------------------------------- */
+
+/* Asks KVM to deliver the registers that devices claim. 0 or -errno. */
+int kvm_deliver_sysregs(struct gpas *space);
+int arch_deliver_sysregs(int vm_fd, const struct span_set *claims);
+
+/*
+ * Where the vCPU fetches its next instruction: the GPA of its first byte, and
+ * how many bytes of it KVM could read from there. -errno when it cannot be
+ * told (no such translation, or not on this architecture).
+ */
+struct fetch {
+	uint64_t pc;
+	uint64_t gpa;
+	unsigned readable;
+};
+int arch_fetch(int vcpu_fd, const struct kvm_run *run, struct fetch *ret);
+int arch_translate(int vcpu_fd, uint64_t gva, uint64_t *gpa);
+
+/* ---- space.c ------------------------------------------------------------ */
+
+__attribute__((format(printf, 3, 4))) void space_log(struct gpas *space,
+						     enum gpas_log_level level,
+						     const char *format, ...);
+
+/* 0 when [start, start + size) is aligned, not empty and inside. */
+int space_check_range(const struct gpas *space, gpas_gpa start, uint64_t size);
+
+uint64_t clock_ns(void);
+
+/* Adds to a counter of the statistics from any thread. */
+static inline void count(uint64_t *counter, uint64_t n)
+{
+	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+#endif
