@@ -36,6 +36,8 @@ struct gpas_memory {
 	void *host;
 	uint64_t size;
 	struct reservation own;
+	/* Huge pages only: how many 4 KiB pieces of each were retired. */
+	uint32_t *retired_pieces;
 };
 
 /* ---- reservations ------------------------------------------------------- */
@@ -173,8 +175,14 @@ static int try_mapping(const struct gpas_memory *m, uint64_t size)
 static int open_hugetlb(struct gpas_memory *m)
 {
 	unsigned shift = (unsigned)__builtin_ctzll(m->page_bytes);
-	int err = open_memfd(m, MFD_HUGETLB | shift << MEMFD_HUGE_SHIFT);
+	int err;
 
+	m->retired_pieces =
+		calloc(m->size / m->page_bytes, sizeof(*m->retired_pieces));
+	if (m->retired_pieces == NULL) {
+		return -ENOMEM;
+	}
+	err = open_memfd(m, MFD_HUGETLB | shift << MEMFD_HUGE_SHIFT);
 	/* A host without pages of this size has a pool of none. */
 	if (err == -ENODEV || err == -ENOSYS) {
 		return -ENOMEM;
@@ -316,6 +324,7 @@ static void release(struct gpas_memory *m)
 	if (m->fd >= 0) {
 		close(m->fd);
 	}
+	free(m->retired_pieces);
 	free(m);
 }
 
@@ -390,9 +399,6 @@ void gpas_memory_put(struct gpas_memory *memory)
 	if (refs != 1) {
 		return;
 	}
-	if (memory->own.map_base == NULL) {
-		memory_retire(memory, 0, memory->size);
-	}
 	release(memory);
 }
 
@@ -452,29 +458,54 @@ int gpas_memory_discard(struct gpas_memory *memory, uint64_t offset,
 	return 0;
 }
 
-/* Huge pages go back whole or not at all: a piece of one that is retired
- * stays as it is until the object goes. */
-void memory_retire(struct gpas_memory *memory, uint64_t offset, uint64_t size)
+/* Retires whole pages, of whatever size the object has. */
+static void retire_pages(const struct gpas_memory *m, uint64_t offset,
+			 uint64_t size)
 {
-	uint64_t mask = memory->page_bytes - 1;
-	uint64_t start = (offset + mask) & ~mask;
-	uint64_t end = (offset + size) & ~mask;
-	char *host = (char *)memory->host + start;
+	char *host = (char *)m->host + offset;
 
-	assert(offset <= memory->size && size <= memory->size - offset);
-	if (start >= end) {
-		return;
-	}
 	/* A host that has no mapping left to split can still take the pages of
 	 * private memory. */
-	if (make_inaccessible(host, end - start) != 0 && !memory->shared) {
-		(void)madvise(host, end - start, MADV_DONTNEED);
+	if (make_inaccessible(host, size) != 0 && !m->shared) {
+		(void)madvise(host, size, MADV_DONTNEED);
 	}
 	/* Another process may hold the descriptor; without the hole its pages
 	 * would stay. A file is the caller's and keeps its content. */
-	if (memory->kind == GPAS_MEMORY_MEMFD ||
-	    memory->kind == GPAS_MEMORY_HUGETLB) {
-		(void)punch_hole(memory, start, end - start);
+	if (m->kind == GPAS_MEMORY_MEMFD || m->kind == GPAS_MEMORY_HUGETLB) {
+		(void)punch_hole(m, offset, size);
+	}
+}
+
+/*
+ * The host takes huge pages back whole. What is retired of one in pieces is
+ * counted, and the page goes with the last piece.
+ */
+static void retire_pieces(struct gpas_memory *m, uint64_t offset, uint64_t size)
+{
+	const uint64_t end = offset + size;
+
+	while (offset < end) {
+		uint64_t page = gpas_align_down(offset, m->page_bytes);
+		uint64_t left = page + m->page_bytes - offset;
+		uint64_t bytes = left < end - offset ? left : end - offset;
+		uint32_t *retired = &m->retired_pieces[page / m->page_bytes];
+
+		*retired += (uint32_t)(bytes >> GPAS_PAGE_SHIFT);
+		if (*retired == m->page_bytes >> GPAS_PAGE_SHIFT) {
+			retire_pages(m, page, m->page_bytes);
+		}
+		offset += bytes;
+	}
+}
+
+void memory_retire(struct gpas_memory *memory, uint64_t offset, uint64_t size)
+{
+	assert(offset <= memory->size && size <= memory->size - offset &&
+	       gpas_is_aligned(offset | size, GPAS_PAGE_BYTES));
+	if (memory->retired_pieces != NULL) {
+		retire_pieces(memory, offset, size);
+	} else {
+		retire_pages(memory, offset, size);
 	}
 }
 

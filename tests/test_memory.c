@@ -67,6 +67,7 @@ static struct {
 	unsigned fail_at; /* 1: the first call; 0: none */
 	int error;
 	uint64_t mapped; /* bytes, of mappings whose address the kernel chose */
+	unsigned fixed;	 /* mappings over others */
 } calls;
 
 /* Whether this call is the one that has to fail. */
@@ -84,6 +85,7 @@ EARLY void *mmap(void *addr, size_t length, int prot, int flags, int fd,
 {
 	long result;
 
+	calls.fixed += (flags & MAP_FIXED) != 0;
 	if (is_doomed()) {
 		/* The worst a kernel does: the old mapping is gone as well. */
 		if ((flags & MAP_FIXED) != 0) {
@@ -628,6 +630,7 @@ static void sealed_files_are_not_writable(void **state)
 					.shared = true };
 	struct gpas_memory *m = NULL;
 	struct reservation r;
+	unsigned fixed;
 
 	(void)state;
 	p.fd = memfd_create("sealed", MFD_ALLOW_SEALING);
@@ -635,7 +638,9 @@ static void sealed_files_are_not_writable(void **state)
 	assert_int_equal(fcntl(p.fd, F_ADD_SEALS, (long)F_SEAL_WRITE), 0);
 	assert_int_equal(reservation_create(PAGE, 0, &r), 0);
 	assert_int_equal(gpas_memory_create(PAGE, &p, &m), -EACCES);
+	fixed = calls.fixed;
 	assert_int_equal(memory_create_at(PAGE, &p, r.host, 0, &m), -EACCES);
+	assert_int_equal(calls.fixed, fixed);
 	assert_true(is_reserved(r.host));
 	reservation_destroy(&r);
 	close(p.fd);
@@ -698,11 +703,35 @@ static void objects_leave_a_reservation_as_it_was(void **state)
 		memset(host, 0x33, 4 * PAGE);
 		assert_true(is_reserved(host - 1));
 		assert_true(is_reserved(host + 4 * PAGE));
+		memory_retire(m, 0, 4 * PAGE);
 		gpas_memory_put(m);
 		assert_true(is_reserved(host));
 		assert_true(is_reserved(host + 4 * PAGE - 1));
 		assert_int_equal(resident_bytes(host, 4 * PAGE), 0);
 	}
+	reservation_destroy(&r);
+}
+
+/* The retired addresses of one object may belong to another before the first
+ * has lost its last reference. */
+static void put_leaves_a_successor_alone(void **state)
+{
+	struct gpas_memory *old = NULL;
+	struct gpas_memory *new = NULL;
+	struct reservation r;
+
+	(void)state;
+	assert_int_equal(reservation_create(2 * PAGE, 0, &r), 0);
+	assert_int_equal(memory_create_at(2 * PAGE, NULL, r.host, 0, &old), 0);
+	memory_retire(old, 0, PAGE);
+	assert_int_equal(memory_create_at(PAGE, NULL, r.host, 0, &new), 0);
+	memset(r.host, 0x21, PAGE);
+	memory_retire(old, PAGE, PAGE);
+	gpas_memory_put(old);
+	assert_true(is_all(r.host, 0x21, PAGE));
+	memory_retire(new, 0, PAGE);
+	gpas_memory_put(new);
+	assert_true(is_reserved(r.host));
 	reservation_destroy(&r);
 }
 
@@ -739,6 +768,7 @@ static void neighbours_are_not_disturbed(void **state)
 		memset(host, (int)i + 1, PAGE);
 	}
 	/* One piece of memory now, as far as the kernel is concerned. */
+	memory_retire(m[1], 0, PAGE);
 	gpas_memory_put(m[1]);
 	assert_true(is_all(r.host, 1, PAGE));
 	assert_true(is_reserved((char *)r.host + PAGE));
@@ -905,6 +935,7 @@ static void fail_every_call(const struct gpas_memory_params *params,
 		failed = call_failed();
 		if (!failed) {
 			assert_int_equal(err, 0);
+			memory_retire(m, 0, 4 * PAGE);
 			gpas_memory_put(m);
 			break;
 		}
@@ -1073,16 +1104,35 @@ static void an_empty_pool_is_a_clear_error(void **state)
 	struct gpas_memory_params p = { .kind = GPAS_MEMORY_HUGETLB };
 	struct gpas_memory *m = NULL;
 	struct reservation r;
+	unsigned fixed;
 
 	(void)state;
 	assert_int_equal(reservation_create(BIG, 0, &r), 0);
 	assert_int_equal(gpas_memory_create(BIG, &p, &m), -ENOMEM);
+	/* Refused before the reservation is mapped over. */
+	fixed = calls.fixed;
 	assert_int_equal(memory_create_at(BIG, &p, r.host, 0, &m), -ENOMEM);
+	assert_int_equal(calls.fixed, fixed);
 	assert_true(is_reserved(r.host));
 	p.huge_shift = 30;
 	assert_int_equal(gpas_memory_create(BIG, &p, &m), -ENOMEM);
 	assert_null(m);
 	reservation_destroy(&r);
+}
+
+static void a_missing_pool_is_an_empty_one(void **state)
+{
+	static const int errors[] = { ENODEV, ENOSYS };
+	struct gpas_memory_params p = { .kind = GPAS_MEMORY_HUGETLB };
+	struct gpas_memory *m = NULL;
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		fail_call(1, errors[i]);
+		assert_int_equal(gpas_memory_create(2 * MIB, &p, &m), -ENOMEM);
+		assert_true(call_failed());
+	}
+	assert_null(m);
 }
 
 static void use_huge_pages(void)
@@ -1107,9 +1157,14 @@ static void use_huge_pages(void)
 	assert_int_equal(pool("free_hugepages"), free_pages - 1);
 	assert_true(is_all(host, 0, 2 * MIB));
 	assert_true(is_all(host + 2 * MIB, 0x66, 2 * MIB));
+	/* All of the first page but a piece, and a piece of the second. */
 	memory_retire(m, PAGE, 2 * MIB);
-	assert_int_equal(host[PAGE], 0);
-	memory_retire(m, 2 * MIB, 2 * MIB);
+	assert_true(is_all(host, 0, 2 * MIB));
+	assert_true(is_all(host + 2 * MIB, 0x66, 2 * MIB));
+	assert_int_equal(pool("free_hugepages"), free_pages - 2);
+	memory_retire(m, 2 * MIB + PAGE, 2 * MIB - PAGE);
+	assert_int_equal(pool("free_hugepages"), free_pages - 1);
+	assert_true(is_all(host, 0, 2 * MIB));
 	assert_true(is_reserved(host + 2 * MIB));
 	gpas_memory_put(m);
 	assert_int_equal(pool("free_hugepages"), free_pages);
@@ -1134,6 +1189,7 @@ static void huge_pages_inside_a_reservation(void)
 		if (!call_failed()) {
 			assert_int_equal(err, 0);
 			host[0] = 1;
+			memory_retire(m, 0, 2 * MIB);
 			gpas_memory_put(m);
 			break;
 		}
@@ -1209,6 +1265,7 @@ int main(void)
 		TEST(sealed_files_are_not_writable),
 		TEST(the_last_put_unmaps),
 		TEST(objects_leave_a_reservation_as_it_was),
+		TEST(put_leaves_a_successor_alone),
 		TEST(fixed_addresses_must_be_aligned),
 		TEST(neighbours_are_not_disturbed),
 		TEST(discard_validates),
@@ -1223,6 +1280,7 @@ int main(void)
 		TEST(running_out_of_address_space),
 		TEST(many_objects_leave_no_mapping),
 		TEST(an_empty_pool_is_a_clear_error),
+		TEST(a_missing_pool_is_an_empty_one),
 		cmocka_unit_test_setup_teardown(huge_pages_are_set_aside,
 						pool_setup, pool_teardown),
 	};
