@@ -98,10 +98,14 @@ struct span *span_from(const struct span_set *set, uint64_t at)
 	struct span *best = NULL;
 
 	/* Every span left of the path ends at or below @at; of those seen that
-	 * end above it, the last one seen is the lowest. */
+	 * end above it, the last one seen is the lowest. Chance decides the
+	 * side, so no branch is made of it; both children are on their way
+	 * from memory while the comparison waits for this node's end. */
 	while (node != NULL) {
 		bool above = at < node->end;
 
+		__builtin_prefetch(node->child[0]);
+		__builtin_prefetch(node->child[1]);
 		best = above ? node : best;
 		node = node->child[!above];
 	}
