@@ -223,15 +223,11 @@ static int create_memory(struct gpas *space, uint64_t start, uint64_t size,
 			 struct gpas_memory **ret)
 {
 	void *fixed = NULL;
-	bool in_place =
-		space->reservation.host != NULL && !space->reservation_busy;
 
-	if (in_place) {
+	/* Huge pages cannot make room for a neighbour page by page. */
+	if (space->reservation.host != NULL && !space->reservation_busy &&
+	    params->memory.kind != GPAS_MEMORY_HUGETLB) {
 		fixed = (char *)space->reservation.host + (start - space->base);
-	}
-	if (in_place && params->memory.kind == GPAS_MEMORY_HUGETLB &&
-	    !gpas_is_aligned((uintptr_t)fixed, granule_floor(params))) {
-		fixed = NULL;
 	}
 	return memory_create_at(size, &params->memory, fixed, start, ret);
 }

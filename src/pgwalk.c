@@ -89,13 +89,14 @@ int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
 }
 
 /*
- * What the 4 KiB leaf at @gpa would be: leaves of any size belong to one
+ * What the 4 KiB leaf of @gpa's page would be: leaves of any size belong to one
  * extent when these differ by as much as their addresses.
  */
 static uint64_t page_value(const struct gpas_format *format,
 			   const struct position *at, uint64_t gpa)
 {
-	uint64_t within = gpa & (format_bytes(at->level) - 1);
+	uint64_t page = gpas_align_down(gpa, GPAS_PAGE_BYTES);
+	uint64_t within = page & (format_bytes(at->level) - 1);
 
 	return (at->entry ^ format->leaf_bits[at->level]) +
 	       format_encode_address(format, within);
@@ -127,6 +128,7 @@ int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa, uint64_t limit,
 {
 	const struct gpas_format *format = &table->format;
 	uint64_t end = table->gpa_end;
+	uint64_t page = gpas_align_down(gpa, GPAS_PAGE_BYTES);
 	uint64_t stop = gpa;
 	struct position at;
 	uint64_t first;
@@ -139,14 +141,12 @@ int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa, uint64_t limit,
 		return -ENOENT;
 	}
 	end = limit < end - gpa ? gpa + limit : end;
-	first = page_value(format, &at, gpa);
+	first = page_value(format, &at, page);
 	ret->leaf_shift = format_shift(at.level);
 	ret->prot = format_prot(format, at.entry);
 	ret->memtype = format_memtype(format, at.entry);
 	ret->start.value = gpa;
-	/* A byte offset within the page does not fit into an entry. */
-	ret->host.value =
-		format_address(format, first) + (gpa & (GPAS_PAGE_BYTES - 1));
+	ret->host.value = format_address(format, first) + (gpa - page);
 	do {
 		stop = run_end(table, &at, stop, end);
 		if (stop >= end) {
@@ -155,7 +155,7 @@ int pt_extent_at(const struct gpas_pgtable *table, uint64_t gpa, uint64_t limit,
 		at = descend(table, stop);
 	} while (at.entry != 0 &&
 		 page_value(format, &at, stop) ==
-			 first + format_encode_address(format, stop - gpa));
+			 first + format_encode_address(format, stop - page));
 	ret->size = (stop < end ? stop : end) - gpa;
 	return 0;
 }
