@@ -61,7 +61,7 @@ static int push_page(struct gpas_pgtable *table)
 	}
 	page->prev = journal->top;
 	page->prev_used = journal->used;
-	if (journal->top != NULL) {
+	if (page->prev != NULL) {
 		journal->base += PAGE_WORDS;
 	}
 	journal->top = page;
@@ -69,6 +69,7 @@ static int push_page(struct gpas_pgtable *table)
 	return 0;
 }
 
+/* Takes off the top page, which is not the only one. */
 static void pop_page(struct gpas_pgtable *table)
 {
 	struct journal *journal = &table->journal;
@@ -76,10 +77,21 @@ static void pop_page(struct gpas_pgtable *table)
 
 	journal->top = page->prev;
 	journal->used = page->prev_used;
-	if (journal->top != NULL) {
-		journal->base -= PAGE_WORDS;
-	}
+	journal->base -= PAGE_WORDS;
 	pt_give_frame(table, page);
+}
+
+int journal_init(struct gpas_pgtable *table)
+{
+	return push_page(table);
+}
+
+void journal_fini(struct gpas_pgtable *table)
+{
+	if (table->journal.top != NULL) {
+		pt_settle(table);
+		pt_give_frame(table, table->journal.top);
+	}
 }
 
 /* Makes room for a record after @words of copy. */
@@ -87,8 +99,7 @@ static int make_room(struct gpas_pgtable *table, size_t words)
 {
 	const struct journal *journal = &table->journal;
 
-	if (journal->top != NULL &&
-	    journal->used + words + RECORD_WORDS <= PAGE_WORDS) {
+	if (journal->used + words + RECORD_WORDS <= PAGE_WORDS) {
 		return 0;
 	}
 	return push_page(table);
@@ -318,15 +329,8 @@ void pt_settle(struct gpas_pgtable *table)
 			journal->garbage--;
 		}
 	}
-	while (journal->top != NULL && journal->top->prev != NULL) {
+	while (journal->top->prev != NULL) {
 		pop_page(table);
 	}
 	journal->used = 0;
-}
-
-void journal_fini(struct gpas_pgtable *table)
-{
-	while (table->journal.top != NULL) {
-		pop_page(table);
-	}
 }

@@ -17,8 +17,8 @@
 struct journal_page;
 
 /*
- * Invariants: top is NULL only before the first record; pages below the top
- * end with a record; garbage counts the records that hold a node which dropped
+ * Invariants: there is a top page, if only an empty one; pages below it end
+ * with a record; garbage counts the records that hold a node which dropped
  * out of the table and is still to be freed.
  */
 struct journal {
@@ -42,7 +42,10 @@ int journal_run(struct gpas_pgtable *table, uint64_t *entries, size_t count,
 int journal_any(struct gpas_pgtable *table, uint64_t *entries, size_t count,
 		unsigned level);
 
-/* Frees the journal's pages; there is no garbage. */
+/* An empty journal of one page, which it keeps: 0 or -ENOMEM. */
+int journal_init(struct gpas_pgtable *table);
+
+/* Settles and frees the page. Allowed when init failed or was not called. */
 void journal_fini(struct gpas_pgtable *table);
 
 #endif

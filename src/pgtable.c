@@ -101,10 +101,14 @@ static int find_leaf_level(unsigned shift, unsigned *ret)
 	return -EINVAL;
 }
 
+/* The pages that a table has from the start. */
 static int take_pages(struct gpas_pgtable *table)
 {
 	size_t pages = table->format.root_pages;
 
+	if (journal_init(table) != 0) {
+		return -ENOMEM;
+	}
 	table->root = frames_alloc(&table->frames, pages);
 	if (table->root == NULL) {
 		return -ENOMEM;
@@ -169,7 +173,6 @@ void gpas_pgtable_destroy(struct gpas_pgtable *table)
 	if (table == NULL) {
 		return;
 	}
-	pt_settle(table);
 	journal_fini(table);
 	if (table->root != NULL) {
 		free_root(table);
