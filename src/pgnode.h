@@ -17,16 +17,15 @@
 #include "pgtable.h"
 
 /*
- * Spare pages for one unmap in the worst case. It can straddle two blocks of
- * 1 GiB and split each twice. It clears one run in at most two nodes of every
- * level below the root and one in the root; if their old entries follow no
- * rule, the journal copies them, a page for a page; one more holds the records
- * themselves and what is lost at page ends.
+ * Spare pages for one unmap in the worst case: one for each node in which it
+ * clears some entries and keeps others. These are the root and, on the way to
+ * either end of the range, one node of every level below it. Such a node is
+ * made by splitting a leaf, or it was there and its old entries follow no rule
+ * so that the journal copies them, a page for a page. The records themselves,
+ * and what is lost at page ends, fit into the page that the journal keeps.
  */
-#define PT_SPLIT_PAGES	  (2 * (FORMAT_LEAF_LEVELS - 1))
 #define PT_MAX_ROOT_PAGES 4u
-#define PT_MAX_RESERVE \
-	(PT_SPLIT_PAGES + 2 * (FORMAT_MAX_LEVELS - 1) + PT_MAX_ROOT_PAGES + 1)
+#define PT_MAX_RESERVE	  (2 * (FORMAT_MAX_LEVELS - 1) + PT_MAX_ROOT_PAGES)
 
 /*
  * Invariants: every entry is empty, a table or a leaf as its format defines

@@ -140,8 +140,7 @@ int gpas_pgtable_create(const struct gpas_pgtable_params *params,
 	table->gpa_end = UINT64_C(1) << format->gpa_bits;
 	table->root_level = format->levels - 1;
 	table->max_leaf_level = leaf_level;
-	table->reserve_size =
-		PT_SPLIT_PAGES + 2 * table->root_level + format->root_pages + 1;
+	table->reserve_size = 2 * table->root_level + format->root_pages;
 	frames_init(&table->frames, params->frame_ops, params->frame_ctx,
 		    format->host_bits);
 	if (take_pages(table) != 0) {
