@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: MIT */
+/* The command line of gpas-vmm: commands, options, help. */
+#include "vm.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef GPAS_VERSION
+#define GPAS_VERSION "unknown"
+#endif
+
+static const char overview[] =
+	"gpas-vmm runs small x86-64 guests on Linux KVM with their memory "
+	"under libgpas.\n"
+	"\n"
+	"usage: gpas-vmm COMMAND [OPTION...]\n"
+	"\n"
+	"commands:\n";
+
+static const char overview_end[] =
+	"\n"
+	"\"gpas-vmm COMMAND --help\" says more; --version says which this is."
+	"\n";
+
+static const char run_help[] =
+	"usage: gpas-vmm run [OPTION...] GUEST\n"
+	"\n"
+	"Runs GUEST, a statically linked ELF64 executable or a flat binary "
+	"(loaded and\n"
+	"entered at 0x100000), on one virtual processor, and exits with what "
+	"it reports.\n"
+	"The guest starts in 64-bit mode with every address mapped to itself "
+	"and rdi =\n"
+	"the address of a device tree that describes everything else. Its "
+	"output is on\n"
+	"stdout; all that gpas-vmm has to say is on stderr.\n"
+	"\n"
+	"memory:\n"
+	"  --mem SIZE       how much the guest has (128M); SIZE takes K, M, G, "
+	"T\n"
+	"  --lazy HOW       when it becomes present (auto)\n"
+	"                     off   at once\n"
+	"                     trap  at first touch, which a memslot turns into "
+	"a memory\n"
+	"                           fault exit (Linux 6.18 or newer)\n"
+	"                     mmio  at first touch, which KVM takes for a "
+	"device access\n"
+	"                     auto  trap where the kernel offers it, else "
+	"mmio\n"
+	"  --granule SIZE   how much a first touch makes present, a power of "
+	"two from 4K\n"
+	"                   to 1G; without it 64K, doubling while touches come "
+	"in sequence\n"
+	"\n"
+	"the guest:\n"
+	"  --append ARGS    its bootargs, in /chosen of the device tree\n"
+	"  --on-violation stop|continue\n"
+	"                   what to do after an access that memory forbids: "
+	"end "
+	"the run\n"
+	"                   (stop), or drop the write or let the read give all "
+	"ones\n"
+	"  --timeout SEC    end the run after so many seconds\n"
+	"\n"
+	"looking inside:\n"
+	"  --map            draw the memory map before and after the run\n"
+	"  --stats          count faults, exits, memory and time\n"
+	"  --trace FILE     write a line for each exit but served device "
+	"accesses\n"
+	"  --dtb-out FILE   write the device tree (then: dtc -I dtb -O dts "
+	"FILE)\n"
+	"  --verbose        say what the library decides\n"
+	"\n"
+	"exit status:\n"
+	"  0-63   the guest's own exit code (63 also for larger ones)\n"
+	"  64     the command line is wrong\n"
+	"  65     the guest's file cannot be used, or does not fit into --mem\n"
+	"  77     no usable KVM, or it lacks the mechanism asked for\n"
+	"  100    the guest did what its memory does not allow\n"
+	"  101    the guest crashed (triple fault, KVM internal error)\n"
+	"  102    the host failed\n"
+	"  103    a check of the guest failed\n"
+	"  104    the guest ran longer than --timeout\n"
+	"  105    the guest halted with nothing to wake it\n"
+	"  128+N  stopped by signal N\n"
+	"\n"
+	"examples:\n"
+	"  Say hello, then hand over an exit code:\n"
+	"    gpas-vmm run --append code=7 build/guests/hello; echo $?\n"
+	"  Watch memory become present, 64 KiB at a time, in user mode:\n"
+	"    gpas-vmm run --mem 256M --granule 64K --map --stats \\\n"
+	"        --append cpl=3 build/guests/sweep\n"
+	"  See what happens to a guest that writes to its own code:\n"
+	"    gpas-vmm run --append try=text build/guests/perms\n"
+	"  Let it carry on, and keep a record of every exit:\n"
+	"    gpas-vmm run --on-violation continue --trace /dev/stderr \\\n"
+	"        build/guests/perms\n";
+
+/* One line on stderr that says what to do about a wrong command line. */
+__attribute__((format(printf, 1, 2))) static int usage(const char *format, ...)
+{
+	va_list args;
+
+	fputs("gpas-vmm: ", stderr);
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fputs("; see gpas-vmm run --help\n", stderr);
+	return STATUS_USAGE;
+}
+
+/* ---- Values
+ * -------------------------------------------------------------------------------
+ */
+
+static int suffix_shift(const char *suffix)
+{
+	static const char letters[] = "KMGT";
+	const char *at;
+
+	if (*suffix == '\0') {
+		return 0;
+	}
+	at = strchr(letters, *suffix >= 'a' ? *suffix - 'a' + 'A' : *suffix);
+	if (at == NULL || suffix[1] != '\0') {
+		return -1;
+	}
+	return 10 * (int)(at - letters + 1);
+}
+
+/* "64K", "1G", "4096": bytes. */
+static bool parse_size(const char *text, uint64_t *ret)
+{
+	char *suffix;
+	unsigned long long value;
+	int shift;
+
+	if (*text < '0' || *text > '9') {
+		return false;
+	}
+	errno = 0;
+	value = strtoull(text, &suffix, 0);
+	shift = suffix_shift(suffix);
+	if (errno != 0 || shift < 0 || value > UINT64_MAX >> shift) {
+		return false;
+	}
+	*ret = (uint64_t)value << shift;
+	return true;
+}
+
+static int parse_mem(const char *text, struct options *options)
+{
+	if (!parse_size(text, &options->mem) || options->mem == 0 ||
+	    !gpas_is_aligned(options->mem, GPAS_PAGE_BYTES)) {
+		return usage("--mem %s is not a size in whole pages of 4K",
+			     text);
+	}
+	return 0;
+}
+
+static int parse_granule(const char *text, struct options *options)
+{
+	uint64_t size = 0;
+
+	if (!parse_size(text, &size) || size < GPAS_PAGE_BYTES ||
+	    size > UINT64_C(1) << 30 || (size & (size - 1)) != 0) {
+		return usage("--granule %s is not a power of two from 4K to 1G",
+			     text);
+	}
+	options->granule = size;
+	return 0;
+}
+
+static int parse_lazy(const char *text, struct options *options)
+{
+	options->eager = strcmp(text, "off") == 0;
+	if (options->eager || strcmp(text, "auto") == 0) {
+		options->lazy = GPAS_LAZY_AUTO;
+	} else if (strcmp(text, "trap") == 0) {
+		options->lazy = GPAS_LAZY_TRAP;
+	} else if (strcmp(text, "mmio") == 0) {
+		options->lazy = GPAS_LAZY_ABSENT;
+	} else {
+		return usage("--lazy %s is none of auto, trap, mmio, off",
+			     text);
+	}
+	return 0;
+}
+
+static int parse_violation(const char *text, struct options *options)
+{
+	options->carry_on = strcmp(text, "continue") == 0;
+	if (!options->carry_on && strcmp(text, "stop") != 0) {
+		return usage("--on-violation %s is neither stop nor continue",
+			     text);
+	}
+	return 0;
+}
+
+static int parse_timeout(const char *text, struct options *options)
+{
+	uint64_t seconds = 0;
+
+	if (!parse_size(text, &seconds) || seconds == 0 ||
+	    seconds > INT_MAX / 1000) {
+		return usage("--timeout %s is not a number of seconds", text);
+	}
+	options->timeout_s = (unsigned)seconds;
+	return 0;
+}
+
+/* ---- run
+ * ------------------------------------------------------------------------------------
+ */
+
+enum option_id {
+	OPTION_MEM = 256,
+	OPTION_LAZY,
+	OPTION_GRANULE,
+	OPTION_APPEND,
+	OPTION_VIOLATION,
+	OPTION_TIMEOUT,
+	OPTION_MAP,
+	OPTION_STATS,
+	OPTION_TRACE,
+	OPTION_DTB_OUT,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+};
+
+static const struct option run_options[] = {
+	{ "mem", required_argument, NULL, OPTION_MEM },
+	{ "lazy", required_argument, NULL, OPTION_LAZY },
+	{ "granule", required_argument, NULL, OPTION_GRANULE },
+	{ "append", required_argument, NULL, OPTION_APPEND },
+	{ "on-violation", required_argument, NULL, OPTION_VIOLATION },
+	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
+	{ "map", no_argument, NULL, OPTION_MAP },
+	{ "stats", no_argument, NULL, OPTION_STATS },
+	{ "trace", required_argument, NULL, OPTION_TRACE },
+	{ "dtb-out", required_argument, NULL, OPTION_DTB_OUT },
+	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static int take_option(int id, const char *value, struct options *options)
+{
+	switch (id) {
+	case OPTION_MEM:
+		return parse_mem(value, options);
+	case OPTION_LAZY:
+		return parse_lazy(value, options);
+	case OPTION_GRANULE:
+		return parse_granule(value, options);
+	case OPTION_VIOLATION:
+		return parse_violation(value, options);
+	case OPTION_TIMEOUT:
+		return parse_timeout(value, options);
+	case OPTION_APPEND:
+		options->append = value;
+		return 0;
+	case OPTION_TRACE:
+		options->trace = value;
+		return 0;
+	case OPTION_DTB_OUT:
+		options->dtb_out = value;
+		return 0;
+	case OPTION_MAP:
+		options->map = true;
+		return 0;
+	case OPTION_STATS:
+		options->stats = true;
+		return 0;
+	default:
+		options->verbose = true;
+		return 0;
+	}
+}
+
+static int command_run(int argc, char **argv)
+{
+	struct options options = { .append = "", .mem = UINT64_C(128) << 20 };
+	int id;
+
+	opterr = 0;
+	while ((id = getopt_long(argc, argv, ":", run_options, NULL)) != -1) {
+		int status;
+
+		if (id == OPTION_HELP) {
+			fputs(run_help, stdout);
+			return 0;
+		}
+		if (id == '?' || id == ':') {
+			return usage(id == ':' ? "%s needs a value"
+					       : "%s is not an option of run",
+				     argv[optind - 1]);
+		}
+		status = take_option(id, optarg, &options);
+		if (status != 0) {
+			return status;
+		}
+	}
+	if (argc - optind != 1) {
+		return usage(argc == optind ? "run needs a guest"
+					    : "run takes one guest only");
+	}
+	options.guest = argv[optind];
+	return vm_run(&options);
+}
+
+/* ---- Commands
+ * --------------------------------------------------------------------------------
+ */
+
+static const struct command {
+	const char *name;
+	const char *summary;
+	/* argv[0] is the command's name. */
+	int (*run)(int argc, char **argv);
+} commands[] = {
+	{ "run", "run a guest until it says it is done", command_run },
+};
+#define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
+
+static int command_help(void)
+{
+	fputs(overview, stdout);
+	for (size_t i = 0; i < COMMAND_COUNT; i++) {
+		printf("  %-8s %s\n", commands[i].name, commands[i].summary);
+	}
+	fputs(overview_end, stdout);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *name = argc > 1 ? argv[1] : "";
+
+	if (strcmp(name, "--help") == 0 || strcmp(name, "help") == 0) {
+		return command_help();
+	}
+	if (strcmp(name, "--version") == 0) {
+		printf("gpas-vmm %s\n", GPAS_VERSION);
+		return 0;
+	}
+	for (size_t i = 0; i < COMMAND_COUNT; i++) {
+		if (strcmp(name, commands[i].name) == 0) {
+			return commands[i].run(argc - 1, argv + 1);
+		}
+	}
+	fprintf(stderr, "gpas-vmm: %s%s; see gpas-vmm --help\n",
+		*name == '\0' ? "no command given" : "no such command: ", name);
+	return STATUS_USAGE;
+}

@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A run from beginning to end: the virtual machine, its memory as regions of
+ * a space, the guest in it, the wait for its end, and taking it all down.
+ *
+ * The main thread watches for signals and the time limit; every vCPU has a
+ * thread of its own. Whoever has a reason to end the run calls vm_stop().
+ */
+#include "vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+/* With no --granule, faults in sequence make lazy memory present in ever
+ * larger steps, up to this. */
+#define GRANULE_DEFAULT (UINT64_C(64) << 10)
+#define GRANULE_MAX	(UINT64_C(64) << 20)
+
+void tell(const char *format, ...)
+{
+	char line[512];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(line, sizeof(line), format, args);
+	va_end(args);
+	fflush(stdout);
+	fprintf(stderr, "gpas-vmm: %s\n", line);
+}
+
+uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int host_error(const char *what, int error)
+{
+	tell("%s: %s", what, strerror(-error));
+	return STATUS_HOST;
+}
+
+/* ---- KVM
+ * ---------------------------------------------------------------------------
+ */
+
+static int no_kvm(const char *what)
+{
+	tell("no usable KVM: %s: %s", what, strerror(errno));
+	return STATUS_NO_KVM;
+}
+
+static int open_kvm(struct vm *vm)
+{
+	vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (vm->kvm_fd < 0) {
+		return no_kvm("/dev/kvm");
+	}
+	if (ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION) {
+		errno = EPROTO;
+		return no_kvm("API version");
+	}
+	vm->fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0UL);
+	if (vm->fd < 0) {
+		return no_kvm("creating a virtual machine");
+	}
+	return arch_vm_init(vm) == 0 ? 0 : no_kvm("preparing it");
+}
+
+/* ---- Memory
+ * -------------------------------------------------------------------------- */
+
+static void on_log(void *ctx, enum gpas_log_level level, const char *line)
+{
+	(void)ctx;
+	tell("%s%s", level <= GPAS_LOG_WARNING ? "library: " : "", line);
+}
+
+static int create_space(struct vm *vm)
+{
+	const struct gpas_params params = {
+		.log = on_log,
+		.log_level =
+			vm->options->verbose ? GPAS_LOG_INFO : GPAS_LOG_WARNING,
+	};
+	int error = gpas_create(&params, &vm->space);
+
+	return error == 0 ? 0 : host_error("creating the space", error);
+}
+
+/* Decide where RAM ends; it has a hole for devices below 4 GiB. */
+static int size_ram(struct vm *vm)
+{
+	uint64_t size = vm->options->mem;
+	uint64_t low = arch_layout.low_ram_end.value;
+	uint64_t limit = arch_gpa_limit(vm);
+
+	vm->ram_end = gpas_gpa_at(size);
+	if (limit > gpas_end(vm->space).value) {
+		limit = gpas_end(vm->space).value;
+	}
+	if (size > low &&
+	    gpas_gpa_add(arch_layout.high_ram, size - low, &vm->ram_end)) {
+		limit = 0;
+	}
+	if (vm->ram_end.value > limit) {
+		tell("--mem %s is more than this processor can address",
+		     size_text(size).text);
+		return STATUS_USAGE;
+	}
+	return 0;
+}
+
+int vm_place(struct vm *vm, const char *name, uint64_t size, gpas_gpa *ret)
+{
+	const struct gpas_map_params params = { .name = name };
+	gpas_gpa at = arch_layout.null_page;
+	uint64_t end = vm->ram_end.value;
+	struct gpas_region region;
+
+	if (end > arch_layout.low_ram_end.value) {
+		end = arch_layout.low_ram_end.value;
+	}
+	while (gpas_region_next(vm->space, at, &region) == 0 &&
+	       region.start.value - at.value < size) {
+		at.value = region.start.value + region.size;
+	}
+	if (at.value > end || size > end - at.value) {
+		return -ENOSPC;
+	}
+	*ret = at;
+	return gpas_map_alloc(vm->space, at, size, GPAS_PROT_RW, &params);
+}
+
+static int map_ram_piece(struct vm *vm, gpas_gpa start, uint64_t size)
+{
+	const struct options *options = vm->options;
+	struct gpas_map_params params = { .name = "ram" };
+
+	if (!options->eager) {
+		params.lazy = true;
+		params.granule = options->granule;
+		if (options->granule == 0) {
+			params.granule = GRANULE_DEFAULT;
+			params.granule_max = GRANULE_MAX;
+		}
+	}
+	return gpas_map_alloc(vm->space, start, size, GPAS_PROT_RWX, &params);
+}
+
+/* What no other region takes of [start, end) becomes RAM. */
+static int map_ram(struct vm *vm, gpas_gpa start, gpas_gpa end)
+{
+	gpas_gpa at = start;
+	int error = 0;
+
+	while (error == 0 && at.value < end.value) {
+		struct gpas_region region;
+		gpas_gpa next = end, after = end;
+
+		if (gpas_region_next(vm->space, at, &region) == 0 &&
+		    region.start.value < end.value) {
+			next = region.start;
+			after.value = region.start.value + region.size;
+		}
+		if (next.value > at.value) {
+			error = map_ram_piece(vm, at, next.value - at.value);
+		}
+		at = after;
+	}
+	return error;
+}
+
+static int map_all_ram(struct vm *vm)
+{
+	gpas_gpa low_end = arch_layout.low_ram_end;
+	int error;
+
+	if (vm->ram_end.value <= low_end.value) {
+		return map_ram(vm, arch_layout.null_page, vm->ram_end);
+	}
+	error = map_ram(vm, arch_layout.null_page, low_end);
+	if (error == 0) {
+		error = map_ram(vm, arch_layout.high_ram, vm->ram_end);
+	}
+	return error;
+}
+
+/* What the VMM needs in the guest's memory, in the order of wishes. */
+static int place_boot(struct vm *vm)
+{
+	uint64_t boot_bytes = arch_boot_bytes(vm->ram_end);
+	int error;
+
+	error = vm_place(vm, "boot", boot_bytes, &vm->entry.boot);
+	if (error == 0) {
+		error = vm_place(vm, "fdt", fdt_bytes(vm->options),
+				 &vm->entry.fdt);
+	}
+	if (error == -ENOSPC) {
+		tell("--mem %s leaves no room for %llu KiB of page tables and "
+		     "a device tree",
+		     size_text(vm->options->mem).text,
+		     (unsigned long long)boot_bytes / 1024);
+		return STATUS_BAD_GUEST;
+	}
+	if (error == 0) {
+		error = arch_boot_write(vm, vm->entry.boot);
+	}
+	return error == 0 ? 0 : host_error("preparing the boot", error);
+}
+
+static int build_memory(struct vm *vm)
+{
+	const struct gpas_map_params null_page = { .name = "null" };
+	int status = size_ram(vm), error;
+
+	if (status != 0) {
+		return status;
+	}
+	error = gpas_map_alloc(vm->space, arch_layout.null_page,
+			       GPAS_PAGE_BYTES, GPAS_PROT_NONE, &null_page);
+	if (error == 0) {
+		error = devices_add(vm);
+	}
+	if (error != 0) {
+		return host_error("mapping devices", error);
+	}
+	status = load_guest(vm);
+	if (status == 0) {
+		status = place_boot(vm);
+	}
+	if (status != 0) {
+		return status;
+	}
+	error = map_all_ram(vm);
+	return error == 0 ? 0 : host_error("mapping the memory", error);
+}
+
+static int attach(struct vm *vm)
+{
+	const struct gpas_kvm_params params = {
+		.vm_fd = vm->fd,
+		.lazy = vm->options->lazy,
+		.pause = vcpus_pause,
+		.resume = vcpus_resume,
+		.ctx = vm,
+	};
+	int error = gpas_kvm_attach(vm->space, &params);
+
+	if (error == -EOPNOTSUPP) {
+		tell("no usable KVM: it does not offer --lazy %s",
+		     gpas_lazy_name(vm->options->lazy));
+		return STATUS_NO_KVM;
+	}
+	return error == 0 ? 0 : host_error("attaching to KVM", error);
+}
+
+/* ---- vCPUs
+ * ------------------------------------------------------------------------------
+ */
+
+static int add_vcpu(struct vm *vm)
+{
+	struct vcpu *vcpu = &vm->vcpus[vm->vcpu_count];
+	int error = vcpu_create(vm, vcpu, vm->vcpu_count);
+
+	vm->vcpu_count++;
+	if (error == 0) {
+		error = arch_vcpu_init(vcpu, &vm->entry);
+	}
+	return error == 0 ? 0 : host_error("creating a vCPU", error);
+}
+
+void vm_stop(struct vm *vm, int status)
+{
+	const uint64_t one = 1;
+	int undecided = -1;
+
+	if (!atomic_compare_exchange_strong(&vm->status, &undecided, status)) {
+		return;
+	}
+	for (unsigned i = 0; i < vm->vcpu_count; i++) {
+		vcpu_kick(&vm->vcpus[i]);
+	}
+	if (write(vm->stop_fd, &one, sizeof(one)) < 0) {
+		tell("eventfd: %s", strerror(errno));
+	}
+}
+
+/* ---- Running
+ * ------------------------------------------------------------------------------
+ */
+
+static int create(struct vm *vm)
+{
+	int status = open_kvm(vm), error;
+
+	if (status == 0) {
+		status = create_space(vm);
+	}
+	if (status == 0) {
+		status = build_memory(vm);
+	}
+	if (status == 0) {
+		status = attach(vm);
+	}
+	if (status == 0) {
+		status = add_vcpu(vm);
+	}
+	if (status != 0) {
+		return status;
+	}
+	error = fdt_hand_over(vm);
+	return error == 0 ? 0 : host_error("the device tree", error);
+}
+
+/* The signals the main thread takes from a descriptor. They are blocked while
+ * the run lasts, in every thread. */
+static int open_signals(sigset_t *old)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &set, old);
+	return signalfd(-1, &set, SFD_CLOEXEC);
+}
+
+/* Milliseconds until the time limit, -1 without one. */
+static int time_left_ms(const struct vm *vm)
+{
+	uint64_t limit = (uint64_t)vm->options->timeout_s * 1000;
+	uint64_t passed = (now_ns() - vm->started_ns) / 1000000;
+
+	if (limit == 0) {
+		return -1;
+	}
+	return passed >= limit ? 0 : (int)(limit - passed);
+}
+
+/* Wait until somebody stops the run; a signal or the time limit may be it. */
+static void supervise(struct vm *vm, int signals)
+{
+	struct pollfd fds[2] = {
+		{ .fd = vm->stop_fd, .events = POLLIN },
+		{ .fd = signals, .events = POLLIN },
+	};
+
+	while (atomic_load(&vm->status) < 0) {
+		struct signalfd_siginfo info;
+		int ready = poll(fds, 2, time_left_ms(vm));
+
+		if (ready == 0) {
+			tell("the guest ran longer than %u s",
+			     vm->options->timeout_s);
+			vm_stop(vm, STATUS_TIMEOUT);
+		} else if (ready > 0 && (fds[1].revents & POLLIN) != 0 &&
+			   read(signals, &info, sizeof(info)) ==
+				   (ssize_t)sizeof(info)) {
+			tell("stopped by signal %u", info.ssi_signo);
+			vm_stop(vm, STATUS_SIGNAL + (int)info.ssi_signo);
+		}
+	}
+}
+
+static int start_vcpus(struct vm *vm)
+{
+	int error = 0;
+
+	for (unsigned i = 0; i < vm->vcpu_count && error == 0; i++) {
+		struct vcpu *vcpu = &vm->vcpus[i];
+
+		error = -pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
+		vcpu->started = error == 0;
+	}
+	return error;
+}
+
+static void join_vcpus(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->vcpu_count; i++) {
+		if (vm->vcpus[i].started) {
+			pthread_join(vm->vcpus[i].thread, NULL);
+			vm->vcpus[i].started = false;
+		}
+	}
+}
+
+/* Run the guest to its end, whatever that is; the status is in vm->status. */
+static void run(struct vm *vm)
+{
+	sigset_t old;
+	int signals = open_signals(&old), error;
+
+	vm->started_ns = now_ns();
+	error = start_vcpus(vm);
+	if (error != 0) {
+		vm_stop(vm, host_error("starting a vCPU", error));
+	}
+	supervise(vm, signals);
+	join_vcpus(vm);
+	vm->ran_ns = now_ns() - vm->started_ns;
+	if (signals >= 0) {
+		close(signals);
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static void run_and_tell(struct vm *vm)
+{
+	const struct options *options = vm->options;
+
+	if (options->map) {
+		picture_map(vm, "before");
+	}
+	gpas_stats(vm->space, &vm->before);
+	run(vm);
+	fflush(stdout);
+	if (options->map) {
+		picture_map(vm, "after");
+	}
+	if (options->stats) {
+		picture_stats(vm);
+	}
+}
+
+static void destroy(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->vcpu_count; i++) {
+		vcpu_destroy(&vm->vcpus[i]);
+	}
+	gpas_destroy(vm->space);
+	trace_close(vm);
+	if (vm->stop_fd >= 0) {
+		close(vm->stop_fd);
+	}
+	if (vm->fd >= 0) {
+		close(vm->fd);
+	}
+	if (vm->kvm_fd >= 0) {
+		close(vm->kvm_fd);
+	}
+}
+
+int vm_run(const struct options *options)
+{
+	struct vm vm = {
+		.options = options,
+		.kvm_fd = -1,
+		.fd = -1,
+		.status = -1,
+		.stop_fd = eventfd(0, EFD_CLOEXEC),
+	};
+	int status = STATUS_HOST;
+
+	setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
+	if (vm.stop_fd < 0 || vcpu_install_kick() != 0) {
+		tell("%s", strerror(errno));
+	} else if (trace_open(&vm) == 0) {
+		status = create(&vm);
+	}
+	if (status == 0) {
+		run_and_tell(&vm);
+		status = atomic_load(&vm.status);
+	}
+	destroy(&vm);
+	return status;
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the files of gpas-vmm share: the options of a run, the machine, and the
+ * calls between its parts. Everything about guest memory goes through libgpas'
+ * public headers; everything about the processor is behind arch_*().
+ */
+#ifndef VMM_VM_H
+#define VMM_VM_H
+
+#include <gpas/gpas.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+/* The exit statuses of gpas-vmm; --help documents them. 0 to GUEST_MAX are
+ * the guest's own. */
+enum status {
+	STATUS_GUEST_MAX = 63,
+	STATUS_USAGE = 64,
+	STATUS_BAD_GUEST = 65,
+	STATUS_NO_KVM = 77,
+	STATUS_VIOLATION = 100,
+	STATUS_CRASH = 101,
+	STATUS_HOST = 102,
+	STATUS_CHECK = 103,
+	STATUS_TIMEOUT = 104,
+	STATUS_HALT = 105,
+	STATUS_SIGNAL = 128, /* plus the signal's number */
+};
+
+/* What the command line asked for. */
+struct options {
+	const char *guest;
+	const char *append;
+	uint64_t mem;	  /* bytes */
+	uint64_t granule; /* bytes; 0: the default, which may grow */
+	enum gpas_lazy lazy;
+	bool eager;    /* --lazy off */
+	bool carry_on; /* --on-violation continue */
+	bool map;
+	bool stats;
+	bool verbose;
+	const char *trace;
+	const char *dtb_out;
+	unsigned timeout_s; /* 0: none */
+};
+
+#define VCPU_MAX 16
+
+struct vm;
+
+struct vcpu {
+	struct vm *vm;
+	unsigned index;
+	int fd;
+	struct kvm_run *run;
+	size_t run_bytes;
+	struct gpas_vcpu gpas;
+	uint64_t traced_ns; /* in KVM_RUN while tracing */
+	pthread_t thread;
+	atomic_bool started; /* thread is valid */
+};
+
+/* A 16550 without interrupts or input; output goes to stdout. */
+struct serial {
+	pthread_mutex_t lock;
+	uint8_t divisor[2];
+	uint8_t interrupt_enable;
+	uint8_t line_control;
+	uint8_t modem_control;
+	uint8_t scratch;
+};
+
+struct doorbell {
+	struct vm *vm;
+	pthread_mutex_t lock;
+	uint64_t syncs;
+	uint64_t scratch_count;
+	uint64_t scratch_width;
+	uint8_t scratch[256];
+};
+
+/* Where the guest begins. */
+struct entry {
+	gpas_gpa start;
+	gpas_gpa fdt;
+	gpas_gpa boot; /* the region that arch_boot_write filled */
+};
+
+struct vm {
+	const struct options *options;
+	int kvm_fd;
+	int fd;
+	struct gpas *space;
+	gpas_gpa ram_end; /* the first address after the last of the RAM */
+	struct vcpu vcpus[VCPU_MAX];
+	unsigned vcpu_count;
+	struct serial serial;
+	struct doorbell doorbell;
+	struct entry entry;
+	FILE *trace;
+	uint64_t started_ns;
+	struct gpas_stats before; /* when the guest was started */
+	uint64_t ran_ns;
+	/* The exit status once somebody has decided it, -1 until then. */
+	atomic_int status;
+	int stop_fd; /* an eventfd: readable when status is set */
+	/* Violations so far, those skipped and those that ended the run. */
+	atomic_ulong violations;
+};
+
+/* ---- vm.c --------------------------------------------------------------- */
+
+/* Build the machine and load the guest, run it, take everything down. Returns
+ * the exit status. */
+int vm_run(const struct options *options);
+
+/* The first caller decides the exit status and stops every vCPU. Any thread. */
+void vm_stop(struct vm *vm, int status);
+
+/* Map @size bytes of free low memory; *ret says where. 0 or -errno. */
+int vm_place(struct vm *vm, const char *name, uint64_t size, gpas_gpa *ret);
+
+/* One line on stderr, after what the guest has printed so far. */
+void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
+uint64_t now_ns(void);
+
+/* ---- vcpu.c -------------------------------------------------------------- */
+
+int vcpu_create(struct vm *vm, struct vcpu *vcpu, unsigned index);
+void vcpu_destroy(struct vcpu *vcpu);
+/* The thread of a vCPU; @arg is a struct vcpu. */
+void *vcpu_main(void *arg);
+/* Make the vCPU leave KVM_RUN soon, if it is there. Any thread. */
+void vcpu_kick(struct vcpu *vcpu);
+int vcpu_install_kick(void);
+/* gpas_kvm_params' callbacks; ctx is the struct vm. */
+void vcpus_pause(void *ctx);
+void vcpus_resume(void *ctx);
+
+/* ---- device.c ------------------------------------------------------------ */
+
+#define SERIAL_NAME   "serial"
+#define DOORBELL_NAME "doorbell"
+
+int devices_add(struct vm *vm);
+
+/* ---- loader.c ------------------------------------------------------------ */
+
+/* Map the guest's file and say where it starts. Complains by itself; returns 0
+ * or an exit status. */
+int load_guest(struct vm *vm);
+
+/* ---- fdt.c --------------------------------------------------------------- */
+
+/* An upper bound of the tree's size, in bytes. */
+uint64_t fdt_bytes(const struct options *options);
+/* Describe the machine to the guest at vm->entry.fdt. 0 or -errno. */
+int fdt_hand_over(struct vm *vm);
+
+/* ---- picture.c ----------------------------------------------------------- */
+
+void picture_map(struct vm *vm, const char *when);
+void picture_stats(struct vm *vm);
+/* A size for people: "64 KiB", "1 GiB", "1.5 MiB". */
+struct size_text {
+	char text[24];
+};
+struct size_text size_text(uint64_t bytes);
+const char *prot_text(unsigned prot);
+
+/* ---- trace.c ------------------------------------------------------------- */
+
+int trace_open(struct vm *vm);
+void trace_close(struct vm *vm);
+/* What is known of an exit before the library deals with it. */
+struct trace_note {
+	char what[32];
+	bool has_gpa;
+	bool is_port;
+	gpas_gpa gpa;
+};
+
+/* Look at a finished KVM_RUN that returned @result, 0 or -errno. */
+void trace_look(const struct vcpu *vcpu, int result, struct trace_note *note);
+/* Write what became of it, if that is worth a line; @error is the library's. */
+void trace_exit(const struct vcpu *vcpu, const struct trace_note *note,
+		int error, const struct gpas_exit *exit);
+void trace_event(struct vm *vm, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* ---- x86_64.c ------------------------------------------------------------ */
+
+/* Where things are in the guest-physical space of this architecture. */
+struct arch_layout {
+	gpas_gpa null_page;   /* kept inaccessible */
+	gpas_gpa low_ram_end; /* RAM starts after the null page; what exceeds */
+	gpas_gpa high_ram;    /* low_ram_end continues here */
+	gpas_gpa load_address; /* of flat guests */
+	gpas_gpa serial;
+	gpas_gpa doorbell;
+	uint16_t serial_port; /* 0: no I/O ports */
+};
+
+extern const struct arch_layout arch_layout;
+extern const uint16_t arch_elf_machine;
+extern const char *const arch_name;
+
+/* Ready the VM before its first vCPU. 0 or -errno. */
+int arch_vm_init(struct vm *vm);
+/* The first GPA that this host's KVM cannot give a guest. */
+uint64_t arch_gpa_limit(struct vm *vm);
+/* The size of the boot region of a guest whose RAM ends at @end. */
+uint64_t arch_boot_bytes(gpas_gpa end);
+/* Fill the boot region, which is at @boot. 0 or -errno. */
+int arch_boot_write(struct vm *vm, gpas_gpa boot);
+/* Put a vCPU at the guest's entry. 0 or -errno. */
+int arch_vcpu_init(struct vcpu *vcpu, const struct entry *entry);
+/* The address of the current instruction; 0 if KVM will not say. */
+uint64_t arch_vcpu_pc(struct vcpu *vcpu);
+/* Registers and the bytes of the current instruction, on stderr. */
+void arch_vcpu_dump(struct vcpu *vcpu);
+
+#endif
