@@ -69,17 +69,16 @@ bool pt_is_run(const uint64_t *entries, size_t count, uint64_t first,
 static void fill_run(uint64_t *entries, size_t count, uint64_t first,
 		     uint64_t step)
 {
-	size_t i = 0;
-
-	for (; i + 8 <= count; i += 8) {
-		for (size_t j = 0; j < 8; j++) {
-			entries[i + j] = first + j * step;
+	for (; count % 8 != 0; count--) {
+		*entries++ = first;
+		first += step;
+	}
+	for (; count > 0; count -= 8) {
+		for (size_t i = 0; i < 8; i++) {
+			entries[i] = first + i * step;
 		}
 		first += 8 * step;
-	}
-	for (; i < count; i++) {
-		entries[i] = first;
-		first += step;
+		entries += 8;
 	}
 }
 
