@@ -7,6 +7,48 @@
 
 #include <string.h>
 
+/* Has the filler, if there is one, write the content of a piece of memory. A
+ * piece that it left half written goes back to what it was. */
+static int fill(const struct backing *backing, uint64_t gpa, uint64_t offset,
+		uint64_t size)
+{
+	void *host = gpas_hva_pointer(gpas_hva_at(backing->host + offset));
+	int err;
+
+	if (backing->filler.fill == NULL) {
+		return 0;
+	}
+	err = backing->filler.fill(backing->filler.ctx, gpas_gpa_at(gpa), host,
+				   size);
+	if (err != 0) {
+		(void)gpas_memory_discard(backing->memory, offset, size);
+	}
+	return err;
+}
+
+/* Whether @size more bytes of @backing are within the budget. */
+static bool fits_budget(const struct gpas *space, const struct backing *backing,
+			uint64_t size)
+{
+	return space->budget == 0 || !is_charged(backing) ||
+	       (size <= space->budget &&
+		space->charged <= space->budget - size);
+}
+
+/* Puts @size bytes more on the budget's account, if they fit. */
+static int charge(struct gpas *space, const struct backing *backing,
+		  uint64_t size)
+{
+	if (!fits_budget(space, backing, size)) {
+		space->short_of = size;
+		return -ENOMEM;
+	}
+	if (is_charged(backing)) {
+		space->charged += size;
+	}
+	return 0;
+}
+
 /* Provides [start, *end) of a region: where it is, perhaps less of it. */
 static int provide(struct gpas *space, struct region *region, uint64_t start,
 		   uint64_t *end, uint64_t *host)
@@ -20,9 +62,9 @@ static int provide(struct gpas *space, struct region *region, uint64_t start,
 
 	if (backing->kind != GPAS_REGION_BACKEND) {
 		*host = backing->host + offset;
-		return 0;
+		return fill(backing, start, offset, size);
 	}
-	err = txn_note_populate(space, region, start, *end);
+	err = txn_expect_populate(space);
 	if (err == 0) {
 		err = backing->ops.populate(backing->ops.ctx, offset, &given,
 					    &at);
@@ -41,6 +83,7 @@ static int provide(struct gpas *space, struct region *region, uint64_t start,
 		return -EINVAL;
 	}
 	*end = start + given;
+	txn_note_populate(space, region, start, *end);
 	return pt_check_host(space->format, *host, given);
 }
 
@@ -49,11 +92,16 @@ static int populate_hole(struct gpas *space, struct region *region,
 			 uint64_t start, uint64_t end)
 {
 	struct pt_bounds bounds = { region->span.start, region->span.end };
+	int err = charge(space, region->backing, end - start);
 
+	if (err != 0) {
+		return err;
+	}
 	while (start < end) {
 		uint64_t piece_end = end;
 		uint64_t host;
-		int err = provide(space, region, start, &piece_end, &host);
+
+		err = provide(space, region, start, &piece_end, &host);
 
 		if (err == 0) {
 			err = pt_map(space->table, start, piece_end - start,
@@ -105,64 +153,83 @@ int populate_range(struct gpas *space, struct region *region, uint64_t start,
  * upwards or downwards, double it up to granule_max, so that n sequential
  * bytes take O(log n) changes; any other fault starts small again.
  */
-static uint64_t choose_granule(struct backing *backing, uint64_t gpa)
+static uint64_t choose_granule(const struct backing *backing, uint64_t gpa)
 {
-	uint64_t granule = backing->granule_now;
-	bool up = gpas_align_down(gpa, backing->granule) == backing->fault_high;
-	bool down = gpas_align_down(gpa, backing->granule) + backing->granule ==
-		    backing->fault_low;
+	uint64_t start = gpas_align_down(gpa, backing->granule);
+	bool up = start == backing->fault_high;
+	bool down = start + backing->granule == backing->fault_low;
 
-	if (up || down) {
-		granule =
-			granule < backing->granule_max ? granule * 2 : granule;
-	} else {
-		granule = backing->granule;
+	if (!up && !down) {
+		return backing->granule;
 	}
-	backing->granule_now = granule;
-	return granule;
+	return backing->granule_now < backing->granule_max
+		       ? backing->granule_now * 2
+		       : backing->granule_now;
 }
 
-/*
- * The absent stretch around @gpa inside its granule and region: what a fault
- * there makes present.
- */
-static struct window absent_around(const struct gpas *space,
-				   const struct region *region, uint64_t gpa,
-				   uint64_t granule)
+/* The granule around @gpa, as far as it is in the region. */
+static struct window granule_around(const struct region *region, uint64_t gpa,
+				    uint64_t granule)
 {
 	uint64_t start = gpas_align_down(gpa, granule);
-	struct window hole = { start, start + granule };
+	struct window around = { start, start + granule };
+
+	if (around.start < region->span.start) {
+		around.start = region->span.start;
+	}
+	if (around.end > region->span.end) {
+		around.end = region->span.end;
+	}
+	return around;
+}
+
+/* The absent stretch of @around that @gpa lies in. */
+static struct window absent_around(const struct gpas *space,
+				   struct window around, uint64_t gpa)
+{
 	struct gpas_pgtable_cursor cursor;
 	struct gpas_extent extent;
 
-	if (hole.start < region->span.start) {
-		hole.start = region->span.start;
-	}
-	if (hole.end > region->span.end) {
-		hole.end = region->span.end;
-	}
-	gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(hole.start),
-				 gpas_gpa_at(hole.end));
+	gpas_pgtable_cursor_init(&cursor, space->table,
+				 gpas_gpa_at(around.start),
+				 gpas_gpa_at(around.end));
 	while (gpas_pgtable_cursor_next(&cursor, &extent)) {
 		if (extent.start.value > gpa) {
-			hole.end = extent.start.value;
+			around.end = extent.start.value;
 			break;
 		}
-		hole.start = extent.start.value + extent.size;
+		around.start = extent.start.value + extent.size;
 	}
-	return hole;
+	return around;
 }
 
+/*
+ * Makes the granule around @gpa present. With @floor not 0 slots are short:
+ * then the unit is at least that, and every hole in it is filled, so that
+ * several slots become one.
+ */
 static int populate_granule(struct gpas *space, struct region *region,
-			    uint64_t gpa, uint64_t *populated)
+			    uint64_t gpa, uint64_t floor, uint64_t *populated)
 {
 	struct backing *backing = region->backing;
 	uint64_t granule = choose_granule(backing, gpa);
-	struct window hole = absent_around(space, region, gpa, granule);
-	int err =
-		populate_range(space, region, hole.start, hole.end, populated);
+	struct window hole;
+	int err;
 
+	if (floor > granule) {
+		hole = granule_around(region, gpa, floor);
+	} else {
+		hole = granule_around(region, gpa, granule);
+		hole = absent_around(space, hole, gpa);
+	}
+	if (!fits_budget(space, backing, hole.end - hole.start)) {
+		granule = backing->granule;
+		hole = granule_around(region, gpa, granule);
+		hole = absent_around(space, hole, gpa);
+	}
+	err = populate_range(space, region, hole.start, hole.end, populated);
 	if (err == 0) {
+		backing->granule_now = granule;
 		backing->fault_low = hole.start;
 		backing->fault_high = hole.end;
 	}
@@ -205,7 +272,7 @@ void resolve_claim(const struct region *region, uint64_t gpa,
 
 /* Resolves under the lock; @region is what contains @gpa, or NULL. */
 static int resolve_locked(struct gpas *space, struct region *region,
-			  uint64_t gpa, struct resolution *ret)
+			  uint64_t gpa, uint64_t floor, struct resolution *ret)
 {
 	struct gpas_fault *fault = &ret->fault;
 	struct gpas_extent extent;
@@ -222,7 +289,7 @@ static int resolve_locked(struct gpas *space, struct region *region,
 	    pt_lookup(space->table, gpa, &extent) == 0) {
 		return 0;
 	}
-	err = populate_granule(space, region, gpa, &fault->populated);
+	err = populate_granule(space, region, gpa, floor, &fault->populated);
 	if (err != 0) {
 		fault->kind = GPAS_FAULT_FAILED;
 		fault->error = err;
@@ -240,6 +307,17 @@ static void count_fault(struct gpas *space, const struct gpas_fault *fault)
 	}
 }
 
+static void count_time(struct gpas *space, uint64_t ns)
+{
+	unsigned bucket = 0;
+
+	while (bucket < GPAS_FAULT_TIME_BUCKETS - 1 &&
+	       ns >= UINT64_C(1000) << bucket) {
+		bucket++;
+	}
+	count(&space->stats.fault_time[bucket], 1);
+}
+
 /* Whether the answer needs no change: then no transaction is opened. */
 static bool resolve_at_rest(struct gpas *space, uint64_t gpa,
 			    struct resolution *ret)
@@ -251,13 +329,80 @@ static bool resolve_at_rest(struct gpas *space, uint64_t gpa,
 	    pt_lookup(space->table, gpa, &extent) != 0) {
 		return false;
 	}
-	return resolve_locked(space, region, gpa, ret) == 0;
+	return resolve_locked(space, region, gpa, 0, ret) == 0;
+}
+
+/* One attempt to make @gpa present, as a transaction. The outcome is in @ret;
+ * @short_of: the bytes that the budget lacks, if that is why it failed. */
+static int attempt(struct gpas *space, uint64_t gpa, uint64_t floor,
+		   struct resolution *ret, uint64_t *short_of)
+{
+	struct txn txn;
+	int err = txn_open(space, TXN_TAKE, &txn);
+
+	*short_of = 0;
+	if (err != 0) {
+		return err;
+	}
+	space->short_of = 0;
+	err = resolve_locked(space, region_find(space, gpa), gpa, floor, ret);
+	err = txn_conclude(&txn, err);
+	if (err == -ENOMEM && !txn.grouped) {
+		*short_of = space->short_of;
+	}
+	space_unlock(space, !txn.grouped);
+	return err;
+}
+
+/* Whether the embedder made room for @wanted bytes. No lock is held. */
+static bool relieved(struct gpas *space, uint64_t wanted)
+{
+	if (space->pressure == NULL) {
+		return false;
+	}
+	count(&space->stats.pressure, 1);
+	return space->pressure(space->pressure_ctx, space, wanted) == 0;
+}
+
+/* The pressure callback may claim success this often without any. */
+#define MAX_PRESSURE 4
+/* With slots short: the first unit tried, by how much it grows, the last. */
+#define MIN_FLOOR  (UINT64_C(2) << 20)
+#define FLOOR_STEP 8
+#define MAX_FLOOR  (UINT64_C(8) << 30)
+
+/*
+ * Makes @gpa present. Where the budget is short the embedder is asked; where
+ * memslots are, larger units are tried, which join slots that are apart.
+ */
+static int make_present(struct gpas *space, uint64_t gpa,
+			struct resolution *ret)
+{
+	const struct gpas_fault question = ret->fault;
+	uint64_t floor = 0;
+	unsigned asked = 0;
+
+	for (;;) {
+		uint64_t short_of;
+		int err = attempt(space, gpa, floor, ret, &short_of);
+
+		if (err == -ENOSPC && floor < MAX_FLOOR) {
+			floor = floor == 0 ? MIN_FLOOR : floor * FLOOR_STEP;
+			space_log(space, GPAS_LOG_WARNING,
+				  "memslots are short: making %llu KiB "
+				  "present at a time",
+				  (unsigned long long)(floor >> 10));
+		} else if (short_of == 0 || asked++ == MAX_PRESSURE ||
+			   !relieved(space, short_of)) {
+			return err;
+		}
+		ret->fault = question;
+	}
 }
 
 int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 		  struct resolution *ret)
 {
-	struct txn txn;
 	bool locked;
 	bool done;
 	int err;
@@ -269,19 +414,18 @@ int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 	done = resolve_at_rest(space, gpa, ret);
 	space_unlock(space, locked);
 	if (!done) {
-		err = txn_open(space, TXN_TAKE, &txn);
+		uint64_t begun = clock_ns();
+
+		err = make_present(space, gpa, ret);
 		if (err == -ENOTRECOVERABLE) {
 			return err;
-		}
-		if (err == 0) {
-			err = resolve_locked(space, region_find(space, gpa),
-					     gpa, ret);
-			err = txn_close(&txn, err);
 		}
 		if (err != 0) {
 			ret->fault.kind = GPAS_FAULT_FAILED;
 			ret->fault.error = err;
 			ret->fault.populated = 0;
+		} else if (ret->fault.populated != 0) {
+			count_time(space, clock_ns() - begun);
 		}
 	}
 	count_fault(space, &ret->fault);

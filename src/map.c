@@ -52,6 +52,10 @@ static int check_lazy(const struct gpas_map_params *params, bool may_be_lazy)
 {
 	uint64_t floor;
 
+	if (params->filler.fill != NULL &&
+	    (!params->lazy || params->memory.shared)) {
+		return -EINVAL;
+	}
 	if (!params->lazy) {
 		return params->granule == 0 && params->granule_max == 0
 			       ? 0
@@ -71,6 +75,11 @@ static int check_map(const struct gpas *space, gpas_gpa start, uint64_t size,
 {
 	int err = space_check_range(space, start, size);
 
+	if (err == 0 && params->memory.kind == GPAS_MEMORY_HUGETLB &&
+	    params->memory.huge_shift != 0 && params->memory.huge_shift != 21 &&
+	    params->memory.huge_shift != 30) {
+		err = -EINVAL;
+	}
 	return err != 0 ? err
 			: pt_check_attr(space->format, prot, params->memtype);
 }
@@ -254,6 +263,7 @@ static int insert_alloc(struct gpas *space, struct backing *backing,
 		return err;
 	}
 	backing->host = gpas_hva_of(gpas_memory_host(backing->memory)).value;
+	backing->filler = params->filler;
 	if (backing->lazy) {
 		memory_piecewise(backing->memory);
 	}

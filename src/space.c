@@ -95,6 +95,9 @@ static int space_init(struct gpas *space, const struct gpas_params *params,
 	space->log = params->log;
 	space->log_ctx = params->log_ctx;
 	space->log_level = params->log_level;
+	space->budget = params->budget;
+	space->pressure = params->pressure;
+	space->pressure_ctx = params->pressure_ctx;
 	if (pthread_mutex_init(&space->lock, NULL) != 0) {
 		return -ENOMEM;
 	}
@@ -339,6 +342,7 @@ static void fill_gauges(const struct gpas *space, struct gpas_stats *ret)
 		ret->present += table.leaves[level] << (12 + 9 * level);
 	}
 	ret->regions = space->regions.count;
+	ret->charged = space->charged;
 	for (span = space->regions.first; span != NULL; span = span->next) {
 		if (region_of(span)->backing->kind != GPAS_REGION_DEVICE) {
 			ret->mapped += span->end - span->start;

@@ -38,6 +38,7 @@ struct backing {
 	struct gpas_memory *memory; /* a reference, or NULL */
 	uint64_t memory_offset;	    /* of offset 0 */
 	struct gpas_backend ops;    /* kind BACKEND */
+	struct gpas_filler filler;  /* kind ALLOC */
 	struct claim *claim;	    /* kind DEVICE: a reference */
 	char name[GPAS_NAME_BYTES];
 };
@@ -48,6 +49,9 @@ struct region {
 	struct backing *backing;
 	uint64_t offset; /* of span.start in the backing */
 	unsigned prot;
+	/* Its insertion was undone: what a backend had provided for it was
+	 * taken back piece by piece. */
+	bool undone;
 };
 
 enum change_kind {
@@ -108,12 +112,21 @@ struct gpas {
 	size_t window_count;
 	size_t window_capacity;
 	bool wait_for_readers;
+	uint64_t settled_charge; /* what charged was when the journal was empty
+				  */
 	/* Memory that left the space in this transaction may still occupy its
 	 * place in the reservation: new memory goes elsewhere. */
 	bool reservation_busy;
 	struct region *graveyard; /* linked by span.next */
 	struct region *spare;	  /* likewise: the reserve for splits */
 	size_t spare_count;
+
+	/* Bytes present in regions of kind ALLOC and BACKEND. */
+	uint64_t charged;
+	uint64_t budget;   /* 0: no limit, and charged is not kept */
+	uint64_t short_of; /* bytes the last refused populate wanted; or 0 */
+	int (*pressure)(void *ctx, struct gpas *space, uint64_t wanted);
+	void *pressure_ctx;
 
 	struct mirror *mirror; /* NULL: not attached */
 	struct gpas_stats stats;
@@ -137,6 +150,7 @@ struct txn {
 	size_t change_mark;
 	size_t table_mark;
 	size_t window_mark;
+	uint64_t charge_mark;
 };
 
 /* Takes the lock (unless this thread's group holds it). 0, or an error with
@@ -147,6 +161,10 @@ int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn);
  * error; outside a group brings KVM in line, waits for readers, frees what
  * dropped out, and unlocks. Returns the call's final result. */
 int txn_close(struct txn *txn, int err);
+
+/* txn_close without the unlocking, for a call outside any group that has more
+ * to do once its changes are final. */
+int txn_conclude(struct txn *txn, int err);
 
 /* Locks for a call that only looks; pairs with space_unlock. */
 bool space_lock(struct gpas *space);
@@ -161,13 +179,25 @@ int txn_remove(struct gpas *space, uint64_t start, uint64_t end);
  * and joining. */
 int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
 		 unsigned prot);
-/* Records that a backend provided [start, end) of @region. */
-int txn_note_populate(struct gpas *space, struct region *region, uint64_t start,
-		      uint64_t end);
+/* Takes the present bytes of [start, end), which are about to leave the table,
+ * off the budget's account. */
+void txn_discharge(struct gpas *space, uint64_t start, uint64_t end);
+/* Makes sure that the note can be taken; then takes note that a backend
+ * provided [start, end) of @region. */
+int txn_expect_populate(struct gpas *space);
+void txn_note_populate(struct gpas *space, struct region *region,
+		       uint64_t start, uint64_t end);
 /* Records that the slots of [start, end) need another look. */
 int txn_touch(struct gpas *space, uint64_t start, uint64_t end);
 
 void backing_put(struct backing *backing);
+
+/* Whether present bytes of @backing count against the budget. */
+static inline bool is_charged(const struct backing *backing)
+{
+	return backing->kind == GPAS_REGION_ALLOC ||
+	       backing->kind == GPAS_REGION_BACKEND;
+}
 
 static inline struct region *region_of(struct span *span)
 {

@@ -193,7 +193,7 @@ static int split_at(struct gpas *space, uint64_t at)
 int txn_remove(struct gpas *space, uint64_t start, uint64_t end)
 {
 	struct region *first;
-	struct region *last;
+	struct region *last = NULL;
 	struct span *span;
 	int err = split_at(space, start);
 
@@ -207,6 +207,7 @@ int txn_remove(struct gpas *space, uint64_t start, uint64_t end)
 	if (err != 0 || first == NULL || first->span.start >= end) {
 		return err;
 	}
+	txn_discharge(space, start, end);
 	/* A removed span keeps its next pointer, so the run stays linked. */
 	for (span = &first->span; span != NULL && span->start < end;
 	     span = span->next) {
@@ -282,15 +283,42 @@ int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
 	return join_between(space, start, end);
 }
 
-int txn_note_populate(struct gpas *space, struct region *region, uint64_t start,
-		      uint64_t end)
+void txn_discharge(struct gpas *space, uint64_t start, uint64_t end)
 {
-	if (ensure_changes(space, 1) != 0) {
-		return -ENOMEM;
+	struct region *region = region_from(space, start);
+
+	if (space->budget == 0) {
+		return;
 	}
+	for (; region != NULL && region->span.start < end;
+	     region = region_of(region->span.next)) {
+		uint64_t at =
+			region->span.start > start ? region->span.start : start;
+		uint64_t to = region->span.end < end ? region->span.end : end;
+		struct gpas_pgtable_cursor cursor;
+		struct gpas_extent extent;
+
+		if (!is_charged(region->backing)) {
+			continue;
+		}
+		gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(at),
+					 gpas_gpa_at(to));
+		while (gpas_pgtable_cursor_next(&cursor, &extent)) {
+			space->charged -= extent.size;
+		}
+	}
+}
+
+int txn_expect_populate(struct gpas *space)
+{
+	return ensure_changes(space, 1);
+}
+
+void txn_note_populate(struct gpas *space, struct region *region,
+		       uint64_t start, uint64_t end)
+{
 	note(space, (struct change){ CHANGE_POPULATE, .region = region,
 				     .start = start, .end = end });
-	return 0;
 }
 
 /* ---- Undo and burial ----------------------------------------------------- */
@@ -330,6 +358,7 @@ static void undo_change(struct gpas *space, const struct change *change)
 	switch (change->kind) {
 	case CHANGE_INSERT:
 		span_remove(&space->regions, &region->span);
+		region->undone = true;
 		bury(space, region);
 		space->wait_for_readers = true;
 		space->reservation_busy = true;
@@ -370,6 +399,7 @@ static void undo_to(struct gpas *space, const struct txn *txn)
 		undo_change(space, &space->changes[--space->change_count]);
 	}
 	space->window_count = txn->window_mark;
+	space->charged = txn->charge_mark;
 	space->generation++;
 }
 
@@ -401,7 +431,7 @@ static void retire(struct region *region)
 	if (backing->kind == GPAS_REGION_ALLOC) {
 		memory_retire(backing->memory, region->offset, size);
 	}
-	if (backing->kind == GPAS_REGION_BACKEND &&
+	if (backing->kind == GPAS_REGION_BACKEND && !region->undone &&
 	    backing->ops.retire != NULL) {
 		backing->ops.retire(backing->ops.ctx, region->offset, size);
 	}
@@ -429,6 +459,7 @@ static void settle(struct gpas *space)
 	space->window_count = 0;
 	space->wait_for_readers = false;
 	space->reservation_busy = false;
+	space->settled_charge = space->charged;
 }
 
 /* ---- Calls and groups ---------------------------------------------------- */
@@ -476,14 +507,24 @@ int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn)
 		.change_mark = space->change_count,
 		.table_mark = pt_mark(space->table),
 		.window_mark = space->window_count,
+		.charge_mark = space->charged,
 	};
 	return 0;
+}
+
+/* The transaction that began when the journal was empty. */
+static struct txn everything(struct gpas *space)
+{
+	return (struct txn){
+		.space = space,
+		.charge_mark = space->settled_charge,
+	};
 }
 
 /* Brings KVM in line with everything since the journal was empty. */
 static int finish(struct gpas *space, bool merge)
 {
-	struct txn all = { .space = space };
+	struct txn all = everything(space);
 	int err = 0;
 
 	if (space->mirror != NULL && space->window_count > 0) {
@@ -496,7 +537,7 @@ static int finish(struct gpas *space, bool merge)
 	return err;
 }
 
-int txn_close(struct txn *txn, int err)
+int txn_conclude(struct txn *txn, int err)
 {
 	struct gpas *space = txn->space;
 
@@ -508,10 +549,15 @@ int txn_close(struct txn *txn, int err)
 	}
 	if (err != 0) {
 		settle(space);
-	} else {
-		err = finish(space, false);
+		return err;
 	}
-	pthread_mutex_unlock(&space->lock);
+	return finish(space, false);
+}
+
+int txn_close(struct txn *txn, int err)
+{
+	err = txn_conclude(txn, err);
+	space_unlock(txn->space, !txn->grouped);
 	return err;
 }
 
@@ -534,7 +580,7 @@ int gpas_begin(struct gpas *space)
 
 static int end_group(struct gpas *space, bool commit)
 {
-	struct txn all = { .space = space };
+	struct txn all = everything(space);
 	int err = 0;
 
 	if (!owns_group(space)) {

@@ -165,6 +165,82 @@ GPAS_API int gpas_kvm_handle_exit(struct gpas_vcpu *vcpu, int result,
 GPAS_API int gpas_vcpu_run(struct gpas_vcpu *vcpu, struct gpas_exit *ret);
 GPAS_API void gpas_vcpu_enter(struct gpas_vcpu *vcpu);
 
+/* ---- Auditing ---------------------------------------------------------- */
+
+/* What a read by the guest came upon. */
+enum gpas_seen {
+	GPAS_SEEN_MEMORY = 0,
+	GPAS_SEEN_MMIO,	 /* KVM_EXIT_MMIO */
+	GPAS_SEEN_FAULT, /* KVM_EXIT_MEMORY_FAULT */
+};
+
+/* A guest-virtual address and where the guest's page tables lead it. */
+struct gpas_audit_translation {
+	gpas_gva gva;
+	gpas_gpa gpa;
+};
+
+/* What to look at beyond slots and host memory; NULL or all zero: nothing. */
+struct gpas_audit_params {
+	/* KVM_TRANSLATE on this vCPU must answer each translation as given:
+	 * KVM then reads the guest's page tables as the table has them. Give
+	 * addresses the guest has used: KVM sets their accessed bits. */
+	const struct gpas_vcpu *vcpu;
+	const struct gpas_audit_translation *translations;
+	size_t translation_count;
+	/*
+	 * Let a guest read the 8 bytes at @gpa, leave *value as it read them
+	 * and *seen as how. Called for the first and last bytes of every slot
+	 * and of every stretch between slots, with the space's lock held: use
+	 * KVM_RUN itself, leave the exit unhandled. -ENOENT: this address
+	 * cannot be tried; any other error ends the audit.
+	 */
+	int (*probe)(void *ctx, gpas_gpa gpa, enum gpas_seen *seen,
+		     uint64_t *value);
+	void *ctx;
+};
+
+/* How much was looked at, and how much of it was wrong. */
+struct gpas_audit {
+	uint64_t slots;	       /* installed slots shown to be as recorded */
+	uint64_t numbers;      /* slot numbers shown to be unused */
+	uint64_t translations; /* KVM_TRANSLATE calls */
+	uint64_t probes;       /* reads by the guest */
+	uint64_t host_bytes;   /* absent lazy memory looked at for pages */
+	uint64_t findings;
+};
+
+/*
+ * gpas_audit - compare what KVM and the host have with what the space records.
+ *
+ * Where gpas_check() looks at the space's own records, this asks the others:
+ *
+ * - KVM, about each slot number of the space. A recorded slot must be there
+ *   with its address, size, host address and flags, without a dirty log; every
+ *   other number of [slot_first, slot_first + slot_count) must be unused. Of
+ *   a trap KVM tells only that it exists and that its ends are covered.
+ * - The host, about memory the space owns: no page may be resident where the
+ *   table has no leaf or no region is, and what regions map is accessible.
+ *   Private and caller's memory, files and backends are not looked at.
+ * - KVM_TRANSLATE and the guest, where @params says how.
+ *
+ * Each finding is logged as an error. Slots are left as they were: all the
+ * questions are requests that KVM refuses or that change nothing, except that
+ * a page found without its slot is covered for a moment. No vCPU may be in
+ * KVM_RUN, and none enters meanwhile. @params and @ret may be NULL; @ret is
+ * also filled in with -EUCLEAN. Takes time in proportion to the slot numbers,
+ * the absent lazy memory (a byte a page) and the process's mappings.
+ *
+ * Returns 0 when all is as it should be, -EUCLEAN when it is not. Errors:
+ * -EBUSY a vCPU is in KVM_RUN, or this thread has a group open; -ENOSPC all
+ * slot numbers are in use (one is needed to ask with); -ENOTRECOVERABLE;
+ * -ENOMEM; the errno of an ioctl or of the probe. Without a VM attached only
+ * the host is asked.
+ */
+GPAS_API int gpas_audit(struct gpas *space,
+			const struct gpas_audit_params *params,
+			struct gpas_audit *ret);
+
 #ifdef __cplusplus
 }
 #endif

@@ -63,6 +63,17 @@ struct gpas_params {
 	void (*log)(void *ctx, enum gpas_log_level level, const char *line);
 	void *log_ctx;
 	enum gpas_log_level log_level; /* the most verbose level wanted */
+	/*
+	 * The most bytes of owned and backend memory that may be present at
+	 * once; 0 is no limit. A fault that would exceed it calls pressure
+	 * (may be NULL), without any lock held, with the bytes wanted: it may
+	 * discard or unmap and return 0 to have the fault tried again, or an
+	 * error. A fault that still does not fit, and a map call that does not,
+	 * get -ENOMEM; nothing is lost and the access can be repeated later.
+	 */
+	uint64_t budget;
+	int (*pressure)(void *ctx, struct gpas *space, uint64_t wanted);
+	void *pressure_ctx;
 };
 
 /*
@@ -101,6 +112,20 @@ enum gpas_lazy {
 	GPAS_LAZY_ABSENT,   /* no memslot: KVM_EXIT_MMIO */
 };
 
+/*
+ * Where the content of lazy memory comes from.
+ *
+ * fill writes all of [host, host + size), which stands for [gpa, gpa + size)
+ * of the guest, before the guest or any reader can see it. Memory arrives
+ * zeroed. It is called once for every piece that becomes present, with the
+ * space's lock held. An error reaches the fault's record; what was written so
+ * far is dropped.
+ */
+struct gpas_filler {
+	int (*fill)(void *ctx, gpas_gpa gpa, void *host, uint64_t size);
+	void *ctx;
+};
+
 /* What the mapping calls share; NULL or all zero is the default. */
 struct gpas_map_params {
 	const char *name; /* copied; NULL: a name after the kind of mapping */
@@ -115,6 +140,11 @@ struct gpas_map_params {
 	uint64_t granule_max;
 	/* map_alloc: what the memory is made of. */
 	struct gpas_memory_params memory;
+	/* map_alloc, lazy: its content; a NULL function means zeros, or the
+	 * file's content for GPAS_MEMORY_FILE. A file at an offset, mapped
+	 * privately and lazily, is how a snapshot is restored without copying
+	 * it. Not for a shared file. */
+	struct gpas_filler filler;
 };
 
 /*
@@ -424,7 +454,46 @@ GPAS_API int gpas_fault(struct gpas *space, gpas_gpa gpa, unsigned access,
  */
 GPAS_API int gpas_populate(struct gpas *space, gpas_gpa start, uint64_t size);
 
+/* How to prefault; all zero is one thread and no callback. */
+struct gpas_prefault_params {
+	unsigned threads; /* 0 or 1: the calling thread alone; at most 64 */
+	/* Called on the calling thread now and then, and at the end. Returning
+	 * nonzero stops early with that value. */
+	int (*progress)(void *ctx, uint64_t done, uint64_t total);
+	void *progress_ctx;
+};
+
+/*
+ * gpas_prefault - gpas_populate, and have the host commit the pages now.
+ *
+ * The range must not be unmapped meanwhile. Errors: as gpas_populate; -EFAULT
+ * the host could not commit a page; what progress returned. Pages that were
+ * committed stay. @params may be NULL.
+ */
+GPAS_API int gpas_prefault(struct gpas *space, gpas_gpa start, uint64_t size,
+			   const struct gpas_prefault_params *params);
+
+/*
+ * gpas_discard - give the memory of [start, start + size) back to the host.
+ *
+ * Lazy regions become absent there and start over at the next touch, with
+ * zeros, the file's content, or the filler's. Eager memory owned by the space
+ * stays present and reads as zeros (as the file, for a private one). For a
+ * shared file the bytes are punched out of it.
+ *
+ * The whole range must be mapped, by regions that own their memory or by lazy
+ * backends (whose retire function is called). It does not wait for vCPUs.
+ *
+ * Errors (nothing has changed, except where the host refuses half-way):
+ * -EINVAL; -ENOENT a hole in the range; -EOPNOTSUPP linear memory, a memory
+ * object, a device or an eager backend in it, or a file that cannot be
+ * punched; -EBUSY inside a group, or as gpas_unmap; -ENOSPC.
+ */
+GPAS_API int gpas_discard(struct gpas *space, gpas_gpa start, uint64_t size);
+
 /* ---- Looking inside ---------------------------------------------------- */
+
+#define GPAS_FAULT_TIME_BUCKETS 12
 
 /* Counters since creation, and gauges of the present state. */
 struct gpas_stats {
@@ -438,7 +507,14 @@ struct gpas_stats {
 	uint64_t faults[GPAS_FAULT_KIND_COUNT]; /* answers given, by kind */
 	uint64_t populations; /* faults that made a granule present */
 	uint64_t populated;   /* bytes made present by faults and accesses */
-	uint64_t exits_mmio;  /* KVM exits by how they came ... */
+	uint64_t discards;    /* calls of gpas_discard that succeeded */
+	uint64_t discarded;   /* bytes that they made absent or zero */
+	uint64_t charged;     /* gauge: bytes counted against the budget */
+	uint64_t pressure;    /* times the pressure callback was asked */
+	/* Time that making lazy memory present took, per fault: bucket i counts
+	 * those below 2^i microseconds, the last one all others. */
+	uint64_t fault_time[GPAS_FAULT_TIME_BUCKETS];
+	uint64_t exits_mmio; /* KVM exits by how they came ... */
 	uint64_t exits_memory_fault;
 	uint64_t exits_fetch;	  /* ... fetches from absent memory */
 	uint64_t lazy_mmio;	  /* MMIO exits that populated lazy memory */
