@@ -18,6 +18,7 @@
 #include "mirror.h"
 
 #include <linux/kvm.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -665,6 +666,14 @@ static void poison(struct gpas *space)
 		  "space accepts only clear, detach and destroy from now on");
 }
 
+/* Whether an errno says that this kernel or process gets no traps, rather
+ * than that something went wrong this once. */
+static bool refuses_traps(int err)
+{
+	return err == -EOPNOTSUPP || err == -EPERM || err == -ENODEV ||
+	       err == -ENOSYS || err == -EMFILE || err == -ENFILE;
+}
+
 /* Carries out the diff's ioctls. On error those done are undone again. */
 static int issue(struct gpas *space, struct diff *diff)
 {
@@ -683,6 +692,9 @@ static int issue(struct gpas *space, struct diff *diff)
 	}
 	if (err == 0) {
 		return 0;
+	}
+	if (added != NULL && added->trap && refuses_traps(err)) {
+		space->mirror->traps_refused = true;
 	}
 	for (slot = diff->adds; slot != added; slot = slot->link) {
 		if (set_slot(space, slot, false) != 0) {
@@ -875,14 +887,12 @@ static int diff_squeeze(struct gpas *space, struct diff *diff)
 	return err;
 }
 
-int mirror_update(struct gpas *space, bool merge)
+/* Makes and carries out one diff. */
+static int update(struct gpas *space, bool merge)
 {
 	struct diff diff;
 	int err;
 
-	if (space->mirror->lost) {
-		return mirror_remove_all(space);
-	}
 	normalise_windows(space);
 	err = diff_make(space, merge && !mirror_is_live(space->mirror), &diff);
 	if (err == 0 && !fits(space->mirror, &diff)) {
@@ -890,6 +900,38 @@ int mirror_update(struct gpas *space, bool merge)
 	}
 	if (err == 0) {
 		err = commit(space, &diff);
+	}
+	return err;
+}
+
+/* Lazy memory faults by absent slots from now on, everywhere. */
+static void give_up_traps(struct gpas *space)
+{
+	struct mirror *mirror = space->mirror;
+
+	mirror->traps_refused = false;
+	mirror->lazy = GPAS_LAZY_ABSENT;
+	(void)snprintf(mirror->lazy_reason, sizeof(mirror->lazy_reason),
+		       "a trap slot was refused while running");
+	space_log(space, GPAS_LOG_WARNING,
+		  "%s: lazy memory faults by absent slots from now on",
+		  mirror->lazy_reason);
+	space->windows[0] = (struct window){ space->base, space->end };
+	space->window_count = 1;
+}
+
+int mirror_update(struct gpas *space, bool merge)
+{
+	struct mirror *mirror = space->mirror;
+	int err;
+
+	if (mirror->lost) {
+		return mirror_remove_all(space);
+	}
+	err = update(space, merge);
+	if (mirror->traps_refused && err != -ENOTRECOVERABLE) {
+		give_up_traps(space);
+		err = update(space, merge);
 	}
 	return err;
 }

@@ -74,6 +74,9 @@ struct mirror {
 	struct reservation trap_area; /* real KVM only */
 	struct gpas_vcpu *vcpus;      /* linked by next */
 	_Atomic(int) replacing;	      /* entering vCPUs wait */
+	/* A trap could not be created, for a reason that will not pass: see
+	 * mirror_update. */
+	bool traps_refused;
 	bool delivers_sysregs;	      /* KVM was told of claimed registers */
 	/* Set by a failed rollback: the slots KVM has are not known. */
 	bool lost;
