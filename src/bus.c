@@ -137,6 +137,29 @@ int dispatch_claim(struct gpas *space, struct resolution *found, void *data,
 	return err;
 }
 
+static int dispatch_register(struct gpas *space, struct resolution *found,
+			     void *data, size_t size, bool write)
+{
+	uint64_t value = UINT64_MAX;
+	int err = -EINVAL;
+
+	if (size == sizeof(value)) {
+		memcpy(&value, data, sizeof(value));
+		err = claim_access_register(found->claim, found->device_size,
+					    found->device_offset, &value,
+					    write);
+		count(&space->stats.device_accesses, 1);
+	}
+	if (!write) {
+		memset(data, 0xff, size);
+		memcpy(data, &value,
+		       size < sizeof(value) ? size : sizeof(value));
+	}
+	claim_put(found->claim);
+	found->claim = NULL;
+	return err;
+}
+
 int gpas_device_dispatch(struct gpas *space, enum gpas_address_kind kind,
 			 uint64_t addr, void *data, size_t size, bool write)
 {
@@ -145,6 +168,9 @@ int gpas_device_dispatch(struct gpas *space, enum gpas_address_kind kind,
 			  ? find_claim(space, kind, addr, &found)
 			  : -EINVAL;
 
+	if (err == 0 && kind == GPAS_ADDRESS_SYSREG) {
+		return dispatch_register(space, &found, data, size, write);
+	}
 	if (err == 0) {
 		return dispatch_claim(space, &found, data, size, write);
 	}

@@ -163,3 +163,23 @@ int claim_access(struct claim *claim, uint64_t range_size, uint64_t offset,
 	}
 	return err;
 }
+
+int claim_access_register(struct claim *claim, uint64_t count, uint64_t offset,
+			  uint64_t *value, bool write)
+{
+	struct gpas_device_access access = {
+		.offset = offset,
+		.width = GPAS_WIDTH_8,
+		.write = write,
+		.value = write ? *value : 0,
+	};
+	int err = -EINVAL;
+
+	if (offset < count && (claim->device.widths & GPAS_WIDTH_8) != 0) {
+		err = claim->device.access(claim->device.ctx, &access);
+	}
+	if (!write) {
+		*value = err == 0 ? access.value : UINT64_MAX;
+	}
+	return err;
+}

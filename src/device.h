@@ -27,6 +27,13 @@ struct claim *claim_get(struct claim *claim);
 void claim_put(struct claim *claim);
 
 /*
+ * Carries out one access of register number @offset of a range of @count: a
+ * register is one address and 8 bytes, never cut into pieces.
+ */
+int claim_access_register(struct claim *claim, uint64_t count, uint64_t offset,
+			  uint64_t *value, bool write);
+
+/*
  * Carries out one access at @offset of a range of @range_size bytes, in
  * aligned pieces of the device's widths. See gpas_device_dispatch().
  */

@@ -49,7 +49,7 @@ static void forget_repeats(struct gpas_vcpu *vcpu)
 struct mmio {
 	struct gpas *space;
 	uint64_t gpa;
-	uint64_t end;
+	size_t left;   /* bytes from gpa on; gpa + left may wrap */
 	uint8_t *data; /* of gpa */
 	bool write;
 	bool populated;
@@ -112,13 +112,13 @@ static void access_nothing(const struct mmio *mmio,
 static size_t piece_size(const struct mmio *mmio,
 			 const struct gpas_fault *fault)
 {
-	uint64_t end =
-		gpas_align_down(mmio->gpa, GPAS_PAGE_BYTES) + GPAS_PAGE_BYTES;
+	uint64_t room = GPAS_PAGE_BYTES - mmio->gpa % GPAS_PAGE_BYTES;
 
 	if (fault->kind == GPAS_FAULT_DEVICE) {
-		end = fault->region_start.value + fault->region_size;
+		room = fault->region_size -
+		       (mmio->gpa - fault->region_start.value);
 	}
-	return (size_t)((end < mmio->end ? end : mmio->end) - mmio->gpa);
+	return room < mmio->left ? (size_t)room : mmio->left;
 }
 
 /* Carries out the piece at mmio->gpa and moves on behind it. */
@@ -148,6 +148,7 @@ static int access_piece(struct mmio *mmio)
 	}
 	mmio->populated |= found.fault.populated != 0;
 	mmio->gpa += size;
+	mmio->left -= size;
 	mmio->data += size;
 	return 0;
 }
@@ -155,11 +156,10 @@ static int access_piece(struct mmio *mmio)
 static int handle_mmio(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 {
 	struct kvm_run *run = vcpu->run;
-	uint32_t length = run->mmio.len <= 8 ? run->mmio.len : 8;
 	struct mmio mmio = {
 		.space = vcpu->space,
 		.gpa = run->mmio.phys_addr,
-		.end = run->mmio.phys_addr + length,
+		.left = run->mmio.len <= 8 ? run->mmio.len : 8,
 		.data = run->mmio.data,
 		.write = run->mmio.is_write != 0,
 		.exit = exit,
@@ -167,7 +167,7 @@ static int handle_mmio(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 	int err = 0;
 
 	count(&vcpu->space->stats.exits_mmio, 1);
-	while (err == 0 && mmio.gpa < mmio.end) {
+	while (err == 0 && mmio.left > 0) {
 		err = access_piece(&mmio);
 	}
 	if (mmio.populated) {

@@ -350,7 +350,7 @@ static int attempt(struct gpas *space, uint64_t gpa, uint64_t floor,
 	if (err == -ENOMEM && !txn.grouped) {
 		*short_of = space->short_of;
 	}
-	space_unlock(space, !txn.grouped);
+	txn_unlock(&txn);
 	return err;
 }
 

@@ -33,47 +33,101 @@ static int set_plain(int vm_fd, const struct slot_desc *slot)
 }
 
 /*
- * A trap: a slot bound to a guest_memfd whose descriptor is closed at once.
- * KVM keeps the slot, finds its file gone on every access, and reports the
- * address. The host address must be inaccessible, because KVM's own accesses
- * (its emulator, paravirtual clocks) go through it.
+ * A trap: a slot bound to a guest_memfd whose descriptor is closed as soon as
+ * the diff is done. KVM keeps the slot, finds its file gone on every access,
+ * and reports the address. The host address must be inaccessible, because
+ * KVM's own accesses (its emulator, paravirtual clocks) go through it.
  */
-static int set_trap(int vm_fd, const struct slot_desc *slot,
-		    const struct reservation *area)
+static int set_trap(int vm_fd, const struct slot_desc *slot, const void *area,
+		    struct trap_file *file)
 {
-	struct kvm_create_guest_memfd create = {
-		.size = slot->size,
-		.flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
-	};
 	struct kvm_userspace_memory_region2 region = {
 		.slot = slot->id,
 		.flags = KVM_MEM_GUEST_MEMFD,
 		.guest_phys_addr = slot->gpa,
 		.memory_size = slot->size,
-		.userspace_addr = gpas_hva_of(area->host).value,
+		.userspace_addr = gpas_hva_of(area).value,
+		.guest_memfd = (__u32)file->fd,
+		.guest_memfd_offset = file->used,
 	};
-	int fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
 	int err;
 
-	if (fd < 0) {
-		return -errno;
+	if (file->fd < 0) {
+		return -EBADF;
 	}
-	region.guest_memfd = (__u32)fd;
 	err = result(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &region));
-	close(fd);
+	if (err == 0) {
+		file->used += slot->size;
+	}
+	return err;
+}
+
+static int trap_file_open(int vm_fd, uint64_t size, struct trap_file *file)
+{
+	struct kvm_create_guest_memfd create = {
+		.size = size,
+		.flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+	};
+
+	*file = (struct trap_file){ .fd = -1 };
+	if (size == 0) {
+		return 0;
+	}
+	file->fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
+	return file->fd < 0 ? -errno : 0;
+}
+
+static void trap_file_close(struct trap_file *file)
+{
+	if (file->fd >= 0) {
+		close(file->fd);
+	}
+	file->fd = -1;
+}
+
+static int prepare(void *ctx, uint64_t adds, uint64_t deletes)
+{
+	struct mirror *mirror = ctx;
+	int vm_fd = mirror->params.vm_fd;
+	int err = trap_file_open(vm_fd, adds, &mirror->trap_files[0]);
+
+	if (err != 0) {
+		return err;
+	}
+	err = trap_file_open(vm_fd, deletes, &mirror->trap_files[1]);
+	if (err != 0 && adds == 0) {
+		/* Giving traps up must not fail for lack of a descriptor. */
+		return 0;
+	}
+	if (err != 0) {
+		trap_file_close(&mirror->trap_files[0]);
+	}
 	return err;
 }
 
 static int set(void *ctx, const struct slot_desc *slot)
 {
-	const struct mirror *mirror = ctx;
+	struct mirror *mirror = ctx;
 
 	return slot->trap ? set_trap(mirror->params.vm_fd, slot,
-				     &mirror->trap_area)
+				     mirror->trap_area.host,
+				     &mirror->trap_files[slot->again])
 			  : set_plain(mirror->params.vm_fd, slot);
 }
 
-static const struct slot_ops kvm_slots = { .set = set };
+static void finish(void *ctx)
+{
+	struct mirror *mirror = ctx;
+
+	trap_file_close(&mirror->trap_files[0]);
+	trap_file_close(&mirror->trap_files[1]);
+}
+
+static const struct slot_ops kvm_slots = {
+	.prepare = prepare,
+	.set = set,
+	.finish = finish,
+};
 
 /* ---- Choosing how lazy memory faults
  * --------------------------------------------- */
@@ -83,23 +137,45 @@ static const struct slot_ops kvm_slots = { .set = set };
 #define PROBE_SHIFT_FIRST 35
 #define PROBE_SHIFT_LAST  38
 
-/*
- * Whether a trap slot can really be created: a capability alone has been seen
- * to promise more than the kernel does. Says in @reason what was found.
- */
-static int probe_trap(const struct mirror *mirror, char *reason, size_t size)
+/* Creates a trap slot and deletes it again. */
+static int try_trap(struct mirror *mirror)
 {
-	const uint64_t wanted =
-		GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
-	int vm_fd = mirror->params.vm_fd;
 	struct slot_desc slot = {
 		.id = mirror->params.slot_first,
 		.size = GPAS_PAGE_BYTES,
 		.trap = true,
 	};
+	int err = prepare(mirror, slot.size, 0);
+
+	if (err != 0) {
+		return err;
+	}
+	err = -EEXIST;
+	for (int shift = PROBE_SHIFT_FIRST;
+	     err == -EEXIST && shift <= PROBE_SHIFT_LAST; shift++) {
+		slot.gpa = UINT64_C(1) << shift;
+		err = set(mirror, &slot);
+	}
+	finish(mirror);
+	if (err == 0) {
+		slot = (struct slot_desc){ .id = slot.id };
+		err = set(mirror, &slot);
+	}
+	return err;
+}
+
+/*
+ * Whether a trap slot can really be created: a capability alone has been seen
+ * to promise more than the kernel does. Says in @reason what was found.
+ */
+static int probe_trap(struct mirror *mirror, char *reason, size_t size)
+{
+	const uint64_t wanted =
+		GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+	int vm_fd = mirror->params.vm_fd;
 	int flags =
 		ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS);
-	int err = -EEXIST;
+	int err;
 
 	if (flags < 0 || ((uint64_t)flags & wanted) != wanted) {
 		(void)snprintf(reason, size,
@@ -107,15 +183,7 @@ static int probe_trap(const struct mirror *mirror, char *reason, size_t size)
 			       "VMs (Linux 6.18 and later do)");
 		return -EOPNOTSUPP;
 	}
-	for (int shift = PROBE_SHIFT_FIRST;
-	     err == -EEXIST && shift <= PROBE_SHIFT_LAST; shift++) {
-		slot.gpa = UINT64_C(1) << shift;
-		err = set_trap(vm_fd, &slot, &mirror->trap_area);
-	}
-	if (err == 0) {
-		slot = (struct slot_desc){ .id = slot.id };
-		err = set_plain(vm_fd, &slot);
-	}
+	err = try_trap(mirror);
 	if (err != 0) {
 		(void)snprintf(reason, size,
 			       "a trap slot could not be created: %s",

@@ -102,7 +102,7 @@ int gpas_discard(struct gpas *space, gpas_gpa start, uint64_t size)
 	if (err == 0) {
 		err = drop_memory(space, start.value, end);
 	}
-	space_unlock(space, true);
+	txn_unlock(&txn);
 	if (err == 0) {
 		count(&space->stats.discards, 1);
 		count(&space->stats.discarded, size);

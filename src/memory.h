@@ -39,8 +39,7 @@ int memory_create_at(uint64_t size, const struct gpas_memory_params *params,
 
 /* Gives [offset, offset + size) back for good: no page stays, the range is
  * inaccessible from now on. Never fails visibly. */
-void memory_retire(struct gpas_memory *memory, uint64_t offset,
-		   uint64_t size);
+void memory_retire(struct gpas_memory *memory, uint64_t offset, uint64_t size);
 
 /* Advises the host that the range is filled piece by piece (no transparent
  * huge pages), so that presence is decided by the table alone. */

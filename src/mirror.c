@@ -92,6 +92,8 @@ int mirror_create(const struct gpas_kvm_params *params,
 	}
 	mirror->ops = ops;
 	mirror->ops_ctx = ctx;
+	mirror->trap_files[0].fd = -1;
+	mirror->trap_files[1].fd = -1;
 	mirror->params = *params;
 	mirror->lazy = lazy;
 	mirror->next_id = params->slot_first;
@@ -625,10 +627,11 @@ static int diff_make(struct gpas *space, bool merge, struct diff *diff)
 /* ---- Commit
  * ------------------------------------------------------------------------ */
 
-static int set_slot(struct gpas *space, const struct slot *slot, bool present)
+static int set_slot(struct gpas *space, const struct slot *slot, bool present,
+		    bool again)
 {
 	struct mirror *mirror = space->mirror;
-	struct slot_desc desc = { .id = slot->id };
+	struct slot_desc desc = { .id = slot->id, .again = again };
 	uint64_t begun = clock_ns();
 	int err;
 
@@ -683,11 +686,11 @@ static int issue(struct gpas *space, struct diff *diff)
 	int err = 0;
 
 	while (deleted != NULL &&
-	       (err = set_slot(space, deleted, false)) == 0) {
+	       (err = set_slot(space, deleted, false, false)) == 0) {
 		deleted = deleted->link;
 	}
 	while (err == 0 && added != NULL &&
-	       (err = set_slot(space, added, true)) == 0) {
+	       (err = set_slot(space, added, true, false)) == 0) {
 		added = added->link;
 	}
 	if (err == 0) {
@@ -697,16 +700,57 @@ static int issue(struct gpas *space, struct diff *diff)
 		space->mirror->traps_refused = true;
 	}
 	for (slot = diff->adds; slot != added; slot = slot->link) {
-		if (set_slot(space, slot, false) != 0) {
+		if (set_slot(space, slot, false, false) != 0) {
 			poison(space);
 			return -ENOTRECOVERABLE;
 		}
 	}
 	for (slot = diff->deletes; slot != deleted; slot = slot->link) {
-		if (set_slot(space, slot, true) != 0) {
+		if (set_slot(space, slot, true, true) != 0) {
 			poison(space);
 			return -ENOTRECOVERABLE;
 		}
+	}
+	return err;
+}
+
+static uint64_t trap_bytes(const struct slot *slot)
+{
+	uint64_t bytes = 0;
+
+	for (; slot != NULL; slot = slot->link) {
+		bytes += slot->trap ? slot->span.end - slot->span.start : 0;
+	}
+	return bytes;
+}
+
+/* Obtains what the diff's traps need, before any slot is touched. */
+static int prepare_traps(struct mirror *mirror, const struct diff *diff)
+{
+	uint64_t adds = trap_bytes(diff->adds);
+	uint64_t deletes = trap_bytes(diff->deletes);
+	int err;
+
+	if (mirror->ops->prepare == NULL || adds + deletes == 0) {
+		return 0;
+	}
+	err = mirror->ops->prepare(mirror->ops_ctx, adds, deletes);
+	mirror->traps_refused = refuses_traps(err);
+	return err;
+}
+
+/* Prepares, issues and ends. */
+static int carry_out(struct gpas *space, struct diff *diff)
+{
+	struct mirror *mirror = space->mirror;
+	int err = prepare_traps(mirror, diff);
+
+	if (err != 0) {
+		return err;
+	}
+	err = issue(space, diff);
+	if (mirror->ops->finish != NULL) {
+		mirror->ops->finish(mirror->ops_ctx);
 	}
 	return err;
 }
@@ -845,7 +889,7 @@ static int commit(struct gpas *space, struct diff *diff)
 		return err;
 	}
 	number_adds(mirror, diff);
-	err = issue(space, diff);
+	err = carry_out(space, diff);
 	if (err == 0) {
 		diff_apply(mirror, diff);
 	} else {
@@ -983,7 +1027,8 @@ int mirror_remove_all(struct gpas *space)
 	}
 	while ((span = mirror->slots.first) != NULL) {
 		struct slot *slot = slot_of(span);
-		int err = mirror->lost ? 0 : set_slot(space, slot, false);
+		int err =
+			mirror->lost ? 0 : set_slot(space, slot, false, false);
 
 		first_error = first_error != 0 ? first_error : err;
 		span_remove(&mirror->slots, span);

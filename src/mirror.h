@@ -18,12 +18,22 @@ struct slot_desc {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t host;
-	bool trap; /* bound to a guest_memfd that is gone: any access faults */
+	bool trap;  /* bound to a guest_memfd that is gone: any access faults */
+	bool again; /* put back by a rollback */
 };
 
-/* The slot ioctls. 0 or -errno; nothing has changed on error. */
+/*
+ * The slot ioctls. 0 or -errno; nothing has changed on error.
+ *
+ * Around a diff with traps in it, prepare obtains what they need before the
+ * first slot is touched: for @adds bytes of new ones, and for @deletes bytes
+ * of old ones that a rollback would put back. finish ends the diff. Both may
+ * be NULL.
+ */
 struct slot_ops {
+	int (*prepare)(void *ctx, uint64_t adds, uint64_t deletes);
 	int (*set)(void *ctx, const struct slot_desc *slot);
+	void (*finish)(void *ctx);
 };
 
 /* KVM's limit on a slot is 2^31 - 1 pages (virt/kvm/kvm_main.c); this is the
@@ -71,13 +81,17 @@ struct mirror {
 	uint32_t *free_ids;
 	uint32_t free_count;
 	uint32_t next_id;
-	struct reservation trap_area; /* real KVM only */
-	struct gpas_vcpu *vcpus;      /* linked by next */
-	_Atomic(int) replacing;	      /* entering vCPUs wait */
+	struct reservation trap_area; /* real KVM only, as is the next */
+	struct trap_file {
+		int fd; /* -1: none open */
+		uint64_t used;
+	} trap_files[2];	 /* for new traps, and for those put back */
+	struct gpas_vcpu *vcpus; /* linked by next */
+	_Atomic(int) replacing;	 /* entering vCPUs wait */
 	/* A trap could not be created, for a reason that will not pass: see
 	 * mirror_update. */
 	bool traps_refused;
-	bool delivers_sysregs;	      /* KVM was told of claimed registers */
+	bool delivers_sysregs; /* KVM was told of claimed registers */
 	/* Set by a failed rollback: the slots KVM has are not known. */
 	bool lost;
 };

@@ -26,6 +26,7 @@
  */
 struct backing {
 	atomic_size_t refs;
+	struct backing *next; /* in the space's list of expired ones */
 	enum gpas_region_kind kind;
 	enum gpas_memtype memtype;
 	bool lazy;
@@ -118,7 +119,8 @@ struct gpas {
 	 * place in the reservation: new memory goes elsewhere. */
 	bool reservation_busy;
 	struct region *graveyard; /* linked by span.next */
-	struct region *spare;	  /* likewise: the reserve for splits */
+	struct backing *expired;  /* to be released once unlocked */
+	struct region *spare;	  /* like the graveyard: for splits */
 	size_t spare_count;
 
 	/* Bytes present in regions of kind ALLOC and BACKEND. */
@@ -162,6 +164,10 @@ int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn);
  * dropped out, and unlocks. Returns the call's final result. */
 int txn_close(struct txn *txn, int err);
 
+/* Unlocks after txn_conclude, and then releases what expired: the embedder's
+ * release functions run without the lock. */
+void txn_unlock(struct txn *txn);
+
 /* txn_close without the unlocking, for a call outside any group that has more
  * to do once its changes are final. */
 int txn_conclude(struct txn *txn, int err);
@@ -190,6 +196,7 @@ void txn_note_populate(struct gpas *space, struct region *region,
 /* Records that the slots of [start, end) need another look. */
 int txn_touch(struct gpas *space, uint64_t start, uint64_t end);
 
+/* Gives a reference back; the last one releases. The lock is not held. */
 void backing_put(struct backing *backing);
 
 /* Whether present bytes of @backing count against the budget. */

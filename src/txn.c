@@ -19,11 +19,8 @@
 #define RELEASE_CHANGES 4
 #define SPARE_REGIONS	2
 
-void backing_put(struct backing *backing)
+static void backing_release(struct backing *backing)
 {
-	if (atomic_fetch_sub(&backing->refs, 1) != 1) {
-		return;
-	}
 	gpas_memory_put(backing->memory);
 	if (backing->claim != NULL) {
 		claim_put(backing->claim);
@@ -32,6 +29,42 @@ void backing_put(struct backing *backing)
 		backing->ops.release(backing->ops.ctx);
 	}
 	free(backing);
+}
+
+void backing_put(struct backing *backing)
+{
+	if (atomic_fetch_sub(&backing->refs, 1) == 1) {
+		backing_release(backing);
+	}
+}
+
+/* backing_put under the lock: the release has to wait for the unlock. */
+static void backing_expire(struct gpas *space, struct backing *backing)
+{
+	if (atomic_fetch_sub(&backing->refs, 1) == 1) {
+		backing->next = space->expired;
+		space->expired = backing;
+	}
+}
+
+static void unlock_and_release(struct gpas *space)
+{
+	struct backing *backing = space->expired;
+	struct backing *next;
+
+	space->expired = NULL;
+	pthread_mutex_unlock(&space->lock);
+	for (; backing != NULL; backing = next) {
+		next = backing->next;
+		backing_release(backing);
+	}
+}
+
+void txn_unlock(struct txn *txn)
+{
+	if (!txn->grouped) {
+		unlock_and_release(txn->space);
+	}
 }
 
 /* ---- Memory the journal needs ------------------------------------------ */
@@ -332,7 +365,7 @@ static void bury(struct gpas *space, struct region *region)
 
 static void drop_node(struct gpas *space, struct region *region)
 {
-	backing_put(region->backing);
+	backing_expire(space, region->backing);
 	give_spare(space, region);
 }
 
@@ -423,7 +456,7 @@ static void settle_change(struct gpas *space, const struct change *change)
 }
 
 /* Gives back what a region held. No reader and no slot uses it any more. */
-static void retire(struct region *region)
+static void retire(struct gpas *space, struct region *region)
 {
 	struct backing *backing = region->backing;
 	uint64_t size = region->span.end - region->span.start;
@@ -435,7 +468,7 @@ static void retire(struct region *region)
 	    backing->ops.retire != NULL) {
 		backing->ops.retire(backing->ops.ctx, region->offset, size);
 	}
-	backing_put(backing);
+	backing_expire(space, backing);
 }
 
 /* Makes what is in the journal final and frees what dropped out. */
@@ -452,7 +485,7 @@ static void settle(struct gpas *space)
 	pt_settle(space->table);
 	while ((region = space->graveyard) != NULL) {
 		space->graveyard = region_of(region->span.next);
-		retire(region);
+		retire(space, region);
 		give_spare(space, region);
 	}
 	space->change_count = 0;
@@ -557,7 +590,7 @@ int txn_conclude(struct txn *txn, int err)
 int txn_close(struct txn *txn, int err)
 {
 	err = txn_conclude(txn, err);
-	space_unlock(txn->space, !txn->grouped);
+	txn_unlock(txn);
 	return err;
 }
 
@@ -593,7 +626,7 @@ static int end_group(struct gpas *space, bool commit)
 		settle(space);
 	}
 	atomic_store_explicit(&space->group_owner, 0, memory_order_relaxed);
-	pthread_mutex_unlock(&space->lock);
+	unlock_and_release(space);
 	return err;
 }
 

@@ -90,7 +90,8 @@ GPAS_API int gpas_remove_device(struct gpas *space, enum gpas_address_kind kind,
  * @data holds the bytes to write, or receives the bytes read, in the guest's
  * (little-endian) order. An access whose size is not one of the device's
  * widths, or that is not naturally aligned, is carried out in aligned pieces
- * of the widths it has. For ports and registers @size is at most 8.
+ * of the widths it has. A register access has size 8 and is one call of width
+ * 8, which the device must have; its offset counts registers.
  *
  * Errors: -ENOENT nothing claims the address; -EINVAL the device has no width
  * small enough for a piece, or the access leaves its range; the device's own

@@ -196,7 +196,8 @@ GPAS_API int gpas_map_device(struct gpas *space, gpas_gpa start, uint64_t size,
 /*
  * A backend of the embedder's: memory whose host address or content is not
  * known before it is needed. The structure is copied. Offsets count from the
- * start of the mapping. All functions are called with the space's lock held.
+ * start of the mapping. populate and retire are called with the space's lock
+ * held.
  */
 struct gpas_backend {
 	void *ctx;
@@ -214,8 +215,8 @@ struct gpas_backend {
 	/* [offset, offset + size) has left the mapping and nothing uses it any
 	 * more, whether or not it was ever populated. May be NULL. */
 	void (*retire)(void *ctx, uint64_t offset, uint64_t size);
-	/* The last piece of the mapping is gone. Not called when the map call
-	 * itself fails. May be NULL. */
+	/* The last piece of the mapping is gone. Called without the lock. Not
+	 * called when the map call itself fails. May be NULL. */
 	void (*release)(void *ctx);
 };
 
