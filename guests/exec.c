@@ -36,7 +36,8 @@ static void call_written(uint64_t at)
 	check(call(at) == 0xdecaf);
 }
 
-/* Call @code with rax = &sums[1 + something odd] and nothing else set up. */
+/* Call @code, which may change nothing but rax, flags and what rax points to,
+ * with rax = @sum. */
 static void call_with_rax(uint64_t code, uint8_t *sum)
 {
 	uint64_t rax = (uint64_t)sum;
@@ -79,7 +80,7 @@ static void call_straddling(uint64_t granule, uint64_t bytes)
 	STORE(uint8_t, granule - 7, 0xb8);
 	STORE(uint32_t, granule - 6, (uint32_t)address);
 	STORE(uint16_t, granule - 2, (uint16_t)(address >> 32));
-	call_with_rax(granule - 8, odd_sum());
+	call_with_rax(granule - 8, sum);
 	check(*sum == (uint8_t)((uintptr_t)sum * adds));
 }
 

@@ -4,7 +4,7 @@
 
 struct machine machine;
 
-/* ---- Doorbell ----------------------------------------------------------- */
+/* ---- Doorbell ------------------------------------------------------------ */
 
 void sync(uint64_t value)
 {
@@ -25,7 +25,7 @@ _Noreturn void done(unsigned code)
 	}
 }
 
-/* ---- Strings ------------------------------------------------------------ */
+/* ---- Strings ------------------------------------------------------------- */
 
 void *memset(void *to, int byte, size_t size)
 {
@@ -76,7 +76,7 @@ bool same(const char *a, const char *b)
 	return starts_with(a, b) && starts_with(b, a);
 }
 
-/* ---- Printing ----------------------------------------------------------- */
+/* ---- Printing ------------------------------------------------------------ */
 
 static void put(char c)
 {
@@ -142,7 +142,7 @@ void say(const char *format, ...)
 	va_end(args);
 }
 
-/* ---- Bootargs ----------------------------------------------------------- */
+/* ---- Bootargs ------------------------------------------------------------ */
 
 /* The value after "name=", ending at a space or the end; NULL if not there. */
 static const char *arg_find(const char *name)
@@ -212,7 +212,7 @@ uint64_t arg_number(const char *name, uint64_t otherwise)
 	return value;
 }
 
-/* ---- The machine -------------------------------------------------------- */
+/* ---- The machine --------------------------------------------------------- */
 
 static void add_ranges(const struct fdt_cursor *reg, struct range *ranges,
 		       unsigned *count, unsigned max)
@@ -313,7 +313,7 @@ struct range largest_free_memory(void)
 	return best;
 }
 
-/* ---- The processor ------------------------------------------------------ */
+/* ---- The processor ------------------------------------------------------- */
 
 unsigned privilege_level(void)
 {

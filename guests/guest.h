@@ -58,12 +58,12 @@ _Noreturn void done(unsigned code);
 /* Ends the run as failed, with this line, unless the condition holds. */
 #define check(condition) ((condition) ? (void)0 : fail(__LINE__))
 
-/* ---- Talking ----------------------------------------------------------- */
+/* ---- Talking ------------------------------------------------------------- */
 
 /* Print: %s a string, %u and %x a uint64_t, %c a character, %% itself. */
 void say(const char *format, ...);
 
-/* ---- What the guest was told ------------------------------------------- */
+/* ---- What the guest was told --------------------------------------------- */
 
 /* The bootargs are words "name=value". A number may be 0x hexadecimal. */
 bool arg_is(const char *name, const char *value);
@@ -72,7 +72,7 @@ uint64_t arg_number(const char *name, uint64_t otherwise);
 /* The largest stretch of memory that nothing else occupies. */
 struct range largest_free_memory(void);
 
-/* ---- The device tree (devicetree specification, chapter 5) -------------- */
+/* ---- The device tree (devicetree specification, chapter 5) --------------- */
 
 enum fdt_token {
 	FDT_BEGIN_NODE = 1,
@@ -97,7 +97,7 @@ enum fdt_token fdt_next(struct fdt_cursor *cursor);
 uint32_t be32(const uint8_t *bytes);
 uint64_t be64(const uint8_t *bytes);
 
-/* ---- The processor ------------------------------------------------------ */
+/* ---- The processor ------------------------------------------------------- */
 
 /* Go on at CPL3; there is no way back. */
 void enter_user_mode(void);
@@ -119,7 +119,7 @@ static inline uint64_t next_random(uint64_t *state)
 #define LOAD(type, address)	    (*(const volatile type *)(address))
 #define STORE(type, address, value) (*(volatile type *)(address) = (value))
 
-/* ---- Strings ------------------------------------------------------------ */
+/* ---- Strings ------------------------------------------------------------- */
 void *memset(void *to, int byte, size_t size);
 void *memcpy(void *to, const void *from, size_t size);
 int memcmp(const void *a, const void *b, size_t size);

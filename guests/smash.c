@@ -3,8 +3,9 @@
  * smash - wild accesses; it is for the VMM to survive them.
  *
  * seed=N, count=N (2000 if not given), cpl=3 for user mode. Afterwards the
- * guest ends as end= says: done (the default); triple, a fault it has no
- * handler for; fetch, a jump to where no memory is; hang; halt.
+ * guest ends as end= says: done (the default); fault, an exception; triple, an
+ * exception without any handler in place; fetch, a jump to where no memory is;
+ * hang; halt.
  *
  * It spares only what it stands on: its own data, the boot tables, and the
  * registers of the doorbell and the serial port.
@@ -131,10 +132,21 @@ static void wild_store(uint64_t address)
 	}
 }
 
+/* An interrupt descriptor table without a single entry. */
+static void drop_handlers(void)
+{
+	static const struct __attribute__((packed)) {
+		uint16_t limit;
+		uint64_t base;
+	} empty = { 0, 0 };
+
+	__asm__ volatile("lidt %0" : : "m"(empty));
+}
+
 static void end(void)
 {
-	if (arg_is("end", "triple")) {
-		/* Not covered by the page tables, and no handler is set. */
+	if (arg_is("end", "triple") || arg_is("end", "fault")) {
+		/* Not covered by the page tables. */
 		sum += LOAD(uint64_t, 0x7f0000000000ull);
 	} else if (arg_is("end", "fetch")) {
 		void (*nowhere)(void) = (void (*)(void))(4 * GIB - 0x10000);
@@ -154,6 +166,9 @@ void guest_main(void)
 	uint64_t count = arg_number("count", 2000), stores = 0;
 
 	state = arg_number("seed", 1) * 0x9e3779b97f4a7c15ull;
+	if (arg_is("end", "triple")) {
+		drop_handlers();
+	}
 	enter_asked_mode();
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t address = wild_address();

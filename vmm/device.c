@@ -15,8 +15,7 @@
 
 #include <string.h>
 
-/* ---- The serial port (National Semiconductor PC16550D, section 8) ---------
- */
+/* ---- The serial port (National Semiconductor PC16550D, section 8) -------- */
 
 enum {
 	SERIAL_DATA = 0,	     /* divisor latch, low, while DLAB is set */
@@ -121,8 +120,7 @@ static int serial_access(void *ctx, struct gpas_device_access *access)
 	return 0;
 }
 
-/* ---- The doorbell ----------------------------------------------------------
- */
+/* ---- The doorbell -------------------------------------------------------- */
 
 enum {
 	DOORBELL_SYNC = 0x00,
@@ -210,8 +208,7 @@ static int doorbell_access(void *ctx, struct gpas_device_access *access)
 	return 0;
 }
 
-/* ---- Putting them in place --------------------------------------------------
- */
+/* ---- Putting them in place ----------------------------------------------- */
 
 int devices_add(struct vm *vm)
 {

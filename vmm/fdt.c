@@ -89,8 +89,7 @@ static void wide_addresses(struct tree *tree)
 	cell(tree, "#size-cells", 2);
 }
 
-/* ---- Nodes from regions
- * --------------------------------------------------------- */
+/* ---- Nodes from regions -------------------------------------------------- */
 
 static bool next_region(struct vm *vm, gpas_gpa *at, struct gpas_region *region)
 {
@@ -192,8 +191,7 @@ static void device_nodes(struct tree *tree, struct vm *vm)
 	}
 }
 
-/* ---- The rest
- * --------------------------------------------------------------------- */
+/* ---- The rest ------------------------------------------------------------ */
 
 /* The granule of the lazy RAM, 0 if there is none. */
 static uint64_t ram_granule(struct vm *vm)

@@ -39,8 +39,7 @@ __attribute__((format(printf, 2, 3))) static int complain(
 	return STATUS_BAD_GUEST;
 }
 
-/* ---- The file
- * ------------------------------------------------------------------ */
+/* ---- The file ------------------------------------------------------------ */
 
 static int read_bytes(struct image *image, int fd)
 {
@@ -101,8 +100,7 @@ static int read_file(struct image *image)
 	return status;
 }
 
-/* ---- Mapping
- * -------------------------------------------------------------------- */
+/* ---- Mapping ------------------------------------------------------------- */
 
 /* Where a piece of the file goes. */
 struct piece {
@@ -193,8 +191,7 @@ static int load_flat(const struct image *image)
 	return map_piece(image, &piece);
 }
 
-/* ---- ELF (System V ABI, chapter 4 and 5)
- * ------------------------------------------ */
+/* ---- ELF (System V ABI, chapter 4 and 5) --------------------------------- */
 
 static int check_header(const struct image *image, const Elf64_Ehdr *header)
 {

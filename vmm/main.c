@@ -81,7 +81,8 @@ static const char run_help[] =
 	"  65     the guest's file cannot be used, or does not fit into --mem\n"
 	"  77     no usable KVM, or it lacks the mechanism asked for\n"
 	"  100    the guest did what its memory does not allow\n"
-	"  101    the guest crashed (triple fault, KVM internal error)\n"
+	"  101    the guest crashed (exception, triple fault, KVM "
+	"internal error)\n"
 	"  102    the host failed\n"
 	"  103    a check of the guest failed\n"
 	"  104    the guest ran longer than --timeout\n"
@@ -113,9 +114,7 @@ __attribute__((format(printf, 1, 2))) static int usage(const char *format, ...)
 	return STATUS_USAGE;
 }
 
-/* ---- Values
- * -------------------------------------------------------------------------------
- */
+/* ---- Values -------------------------------------------------------------- */
 
 static int suffix_shift(const char *suffix)
 {
@@ -213,9 +212,7 @@ static int parse_timeout(const char *text, struct options *options)
 	return 0;
 }
 
-/* ---- run
- * ------------------------------------------------------------------------------------
- */
+/* ---- run ----------------------------------------------------------------- */
 
 enum option_id {
 	OPTION_MEM = 256,
@@ -313,9 +310,7 @@ static int command_run(int argc, char **argv)
 	return vm_run(&options);
 }
 
-/* ---- Commands
- * --------------------------------------------------------------------------------
- */
+/* ---- Commands ------------------------------------------------------------ */
 
 static const struct command {
 	const char *name;

@@ -32,8 +32,7 @@ const char *prot_text(unsigned prot)
 	return names[prot & GPAS_PROT_RWX];
 }
 
-/* ---- The map
- * --------------------------------------------------------------------- */
+/* ---- The map ------------------------------------------------------------- */
 
 struct bar {
 	char text[48];
@@ -129,8 +128,7 @@ void picture_map(struct vm *vm, const char *when)
 	fputc('\n', stderr);
 }
 
-/* ---- Figures
- * ---------------------------------------------------------------------- */
+/* ---- Figures ------------------------------------------------------------- */
 
 static void picture_counts(const struct vm *vm, const struct gpas_stats *now)
 {

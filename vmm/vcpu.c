@@ -22,8 +22,7 @@
 /* A guest can offend thousands of times a second; nobody reads that much. */
 #define VIOLATIONS_SHOWN 20
 
-/* ---- Interrupting ----------------------------------------------------------
- */
+/* ---- Interrupting -------------------------------------------------------- */
 
 static void on_kick(int signal)
 {
@@ -76,8 +75,7 @@ void vcpus_resume(void *ctx)
 	(void)ctx;
 }
 
-/* ---- Exits ------------------------------------------------------------------
- */
+/* ---- Exits --------------------------------------------------------------- */
 
 static const char *access_text(unsigned wanted)
 {
@@ -152,10 +150,14 @@ static void crash(struct vcpu *vcpu, const char *why)
 /* An exit that is about neither memory nor a device. */
 static void on_other(struct vcpu *vcpu)
 {
-	char why[64];
+	char why[96];
 
 	switch (vcpu->run->exit_reason) {
 	case KVM_EXIT_HLT:
+		if (arch_vcpu_exception(vcpu, why, sizeof(why))) {
+			crash(vcpu, why);
+			break;
+		}
 		tell("the guest halted with nothing to wake it");
 		vm_stop(vcpu->vm, STATUS_HALT);
 		break;
@@ -256,8 +258,7 @@ void *vcpu_main(void *arg)
 	}
 }
 
-/* ---- Making and unmaking
- * ------------------------------------------------------ */
+/* ---- Making and unmaking ------------------------------------------------- */
 
 int vcpu_create(struct vm *vm, struct vcpu *vcpu, unsigned index)
 {

@@ -52,9 +52,7 @@ static int host_error(const char *what, int error)
 	return STATUS_HOST;
 }
 
-/* ---- KVM
- * ---------------------------------------------------------------------------
- */
+/* ---- KVM ----------------------------------------------------------------- */
 
 static int no_kvm(const char *what)
 {
@@ -79,8 +77,7 @@ static int open_kvm(struct vm *vm)
 	return arch_vm_init(vm) == 0 ? 0 : no_kvm("preparing it");
 }
 
-/* ---- Memory
- * -------------------------------------------------------------------------- */
+/* ---- Memory -------------------------------------------------------------- */
 
 static void on_log(void *ctx, enum gpas_log_level level, const char *line)
 {
@@ -268,9 +265,7 @@ static int attach(struct vm *vm)
 	return error == 0 ? 0 : host_error("attaching to KVM", error);
 }
 
-/* ---- vCPUs
- * ------------------------------------------------------------------------------
- */
+/* ---- vCPUs --------------------------------------------------------------- */
 
 static int add_vcpu(struct vm *vm)
 {
@@ -300,9 +295,7 @@ void vm_stop(struct vm *vm, int status)
 	}
 }
 
-/* ---- Running
- * ------------------------------------------------------------------------------
- */
+/* ---- Running ------------------------------------------------------------- */
 
 static int create(struct vm *vm)
 {

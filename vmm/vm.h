@@ -110,7 +110,7 @@ struct vm {
 	atomic_ulong violations;
 };
 
-/* ---- vm.c --------------------------------------------------------------- */
+/* ---- vm.c ---------------------------------------------------------------- */
 
 /* Build the machine and load the guest, run it, take everything down. Returns
  * the exit status. */
@@ -219,6 +219,9 @@ int arch_boot_write(struct vm *vm, gpas_gpa boot);
 int arch_vcpu_init(struct vcpu *vcpu, const struct entry *entry);
 /* The address of the current instruction; 0 if KVM will not say. */
 uint64_t arch_vcpu_pc(struct vcpu *vcpu);
+/* Whether the vCPU halted because of an exception that the guest has no handler
+ * for; @text then says which. */
+bool arch_vcpu_exception(struct vcpu *vcpu, char *text, size_t size);
 /* Registers and the bytes of the current instruction, on stderr. */
 void arch_vcpu_dump(struct vcpu *vcpu);
 

@@ -6,7 +6,12 @@
  * Architecture Programmer's Manual, volume 2).
  *
  * The boot region: the page-table root, its second and third level, a page
- * with the descriptor table and the task state, and a small stack.
+ * with descriptor tables and task state, and two pages of stack.
+ *
+ * A guest that sets up no exception handlers of its own has the VMM's: each
+ * vector halts at an address of its own, on a stack of its own, where the VMM
+ * finds out what happened. Without them an exception would be a triple fault,
+ * after which some processors have no registers left to show.
  */
 #include "vm.h"
 
@@ -43,10 +48,12 @@
 #define EFER_LME       (UINT64_C(1) << 8)
 #define EFER_LMA       (UINT64_C(1) << 10)
 
-/* Segment types (SDM 3.4.5.1, 3.5): data RW, code RX, busy 64-bit TSS. */
+/* Segment types (SDM 3.4.5.1, 3.5): data RW, code RX, busy 64-bit TSS, 64-bit
+ * interrupt gate. */
 #define TYPE_DATA 3
 #define TYPE_CODE 11
 #define TYPE_TSS  11
+#define TYPE_GATE 14
 
 /* Selectors; start_x86_64.S of the guests relies on them. */
 enum {
@@ -57,12 +64,20 @@ enum {
 	SELECTOR_TSS = 0x30,
 };
 
-/* Within the descriptor page. */
-#define GDT_BYTES   0x40
-#define TSS_OFFSET  0x100
-#define TSS_BYTES   0x68
-#define TSS_IO_BASE 0x66 /* of the I/O map's 16-bit offset (SDM 8.7) */
+/* Within the descriptor page: GDT, task state, IDT and where its gates lead. */
+#define GDT_BYTES    0x40
+#define TSS_OFFSET   0x100
+#define TSS_BYTES    0x68
+#define TSS_IST1     0x24 /* offset of the first stack pointer (SDM 8.7) */
+#define TSS_IO_BASE  0x66 /* and of the I/O map's 16-bit offset */
+#define VECTOR_COUNT 32	  /* exceptions (SDM 6.3.1) */
+#define IDT_OFFSET   0x200
+#define IDT_BYTES    (VECTOR_COUNT * 16)
+#define STUB_OFFSET  0x400
+#define STUB_BYTES   16 /* a hlt and nothing else of each is used */
+#define OPCODE_HLT   0xf4
 
+/* The lower page of the stack is for exceptions, the upper for the guest. */
 #define STACK_BYTES (2 * GPAS_PAGE_BYTES)
 
 const struct arch_layout arch_layout = {
@@ -83,10 +98,17 @@ const char *const arch_name = "x86-64";
 
 int arch_vm_init(struct vm *vm)
 {
-	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_GPA) != 0) {
-		return -errno;
-	}
-	return 0;
+	/* Let every instruction that KVM cannot emulate be an exit. Without
+	 * this, KVM gives the guest an exception as well, or instead, also for
+	 * a fetch from lazy memory, which the library would have repaired.
+	 * Old kernels lack it; then only such fetches fail. */
+	struct kvm_enable_cap exits = {
+		.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+		.args = { 1 },
+	};
+
+	(void)ioctl(vm->fd, KVM_ENABLE_CAP, &exits);
+	return ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_GPA) != 0 ? -errno : 0;
 }
 
 static struct kvm_cpuid2 *supported_cpuid(struct vm *vm)
@@ -150,6 +172,12 @@ static struct boot_pages boot_pages(gpas_gpa end)
 	return pages;
 }
 
+static uint64_t descriptors_gpa(const struct vm *vm, gpas_gpa boot)
+{
+	return boot.value +
+	       boot_pages(vm->ram_end).descriptors * GPAS_PAGE_BYTES;
+}
+
 uint64_t arch_boot_bytes(gpas_gpa end)
 {
 	return boot_pages(end).end * GPAS_PAGE_BYTES;
@@ -186,6 +214,8 @@ static void fill_descriptors(uint8_t *page, uint64_t page_gpa)
 		[SELECTOR_USER_CODE / 8] = 0x00affb000000ffff,
 	};
 	const uint16_t no_io_map = TSS_BYTES;
+	/* The stack's pages follow; this is the end of the first. */
+	const uint64_t exception_stack = page_gpa + 2 * GPAS_PAGE_BYTES;
 	uint64_t base = page_gpa + TSS_OFFSET;
 	/* A 64-bit TSS descriptor takes two entries (SDM 8.2.3). */
 	uint64_t tss[2] = {
@@ -197,6 +227,30 @@ static void fill_descriptors(uint8_t *page, uint64_t page_gpa)
 	memcpy(page, segments, sizeof(segments));
 	memcpy(page + SELECTOR_TSS, tss, sizeof(tss));
 	memcpy(page + TSS_OFFSET + TSS_IO_BASE, &no_io_map, sizeof(no_io_map));
+	memcpy(page + TSS_OFFSET + TSS_IST1, &exception_stack,
+	       sizeof(exception_stack));
+}
+
+/* A gate for each exception, open to user mode too, with its stub. */
+static void fill_gates(uint8_t *page, uint64_t page_gpa)
+{
+	for (unsigned vector = 0; vector < VECTOR_COUNT; vector++) {
+		unsigned stub = STUB_OFFSET + vector * STUB_BYTES;
+		uint64_t at = page_gpa + stub;
+		/* SDM 6.14.1: 32-bit halves of the address around selector,
+		 * stack 1, present, privilege 3, type. */
+		uint64_t gate[2] = {
+			(at & 0xffff) | SELECTOR_KERNEL_CODE << 16 |
+				UINT64_C(1) << 32 |
+				(UINT64_C(0xe0) | TYPE_GATE) << 40 |
+				(at >> 16 & 0xffff) << 48,
+			at >> 32,
+		};
+
+		memcpy(page + IDT_OFFSET + vector * sizeof(gate), gate,
+		       sizeof(gate));
+		page[stub] = OPCODE_HLT;
+	}
 }
 
 int arch_boot_write(struct vm *vm, gpas_gpa boot)
@@ -213,13 +267,13 @@ int arch_boot_write(struct vm *vm, gpas_gpa boot)
 	}
 	fill_page_tables((uint64_t *)image, boot, end);
 	fill_descriptors(image + offset, boot.value + offset);
+	fill_gates(image + offset, boot.value + offset);
 	error = gpas_write(vm->space, boot, image, size, NULL);
 	free(image);
 	return error;
 }
 
-/* ---- A vCPU's first state -------------------------------------------------
- */
+/* ---- A vCPU's first state ------------------------------------------------ */
 
 static struct kvm_segment flat_segment(uint16_t selector, uint8_t type)
 {
@@ -258,8 +312,8 @@ static int set_system_registers(struct vcpu *vcpu, gpas_gpa boot)
 	};
 	sregs.gdt.base = descriptors;
 	sregs.gdt.limit = GDT_BYTES - 1;
-	sregs.idt.base = 0;
-	sregs.idt.limit = 0;
+	sregs.idt.base = descriptors + IDT_OFFSET;
+	sregs.idt.limit = IDT_BYTES - 1;
 	sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
 	sregs.cr3 = boot.value;
 	sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
@@ -293,8 +347,7 @@ int arch_vcpu_init(struct vcpu *vcpu, const struct entry *entry)
 	return error;
 }
 
-/* ---- Looking at a vCPU ----------------------------------------------------
- */
+/* ---- Looking at a vCPU --------------------------------------------------- */
 
 uint64_t arch_vcpu_pc(struct vcpu *vcpu)
 {
@@ -368,18 +421,97 @@ static void dump_general(const struct kvm_regs *r)
 	}
 }
 
+/* ---- Exceptions ---------------------------------------------------------- */
+
+/* What an exception leaves on its stack (SDM 6.14.2), the error code apart. */
+struct frame {
+	uint64_t rip, cs, rflags, rsp, ss;
+};
+
+struct exception {
+	unsigned vector;
+	uint64_t error; /* 0 where there is none */
+	struct frame frame;
+};
+
+static bool has_error_code(unsigned vector)
+{
+	/* SDM 6.13: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP. */
+	return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 ||
+	       vector == 21;
+}
+
+/* Whether the vCPU halted in a gate's stub, and what brought it there. */
+static bool find_exception(struct vcpu *vcpu, const struct kvm_regs *regs,
+			   struct exception *ret)
+{
+	struct vm *vm = vcpu->vm;
+	uint64_t stubs = descriptors_gpa(vm, vm->entry.boot) + STUB_OFFSET;
+	uint64_t offset = regs->rip - stubs;
+	gpas_gpa stack = gpas_gpa_at(regs->rsp);
+
+	*ret = (struct exception){ .vector = (unsigned)(offset / STUB_BYTES) };
+	if (offset >= (uint64_t)VECTOR_COUNT * STUB_BYTES) {
+		return false;
+	}
+	if (has_error_code(ret->vector)) {
+		if (gpas_read(vm->space, stack, &ret->error, 8, NULL) != 0) {
+			return false;
+		}
+		stack.value += 8;
+	}
+	return gpas_read(vm->space, stack, &ret->frame, sizeof(ret->frame),
+			 NULL) == 0;
+}
+
+bool arch_vcpu_exception(struct vcpu *vcpu, char *text, size_t size)
+{
+	static const char *const names[VECTOR_COUNT] = {
+		[0] = "divide error",	  [1] = "debug exception",
+		[3] = "breakpoint",	  [4] = "overflow",
+		[5] = "bound exceeded",	  [6] = "invalid opcode",
+		[7] = "no coprocessor",	  [8] = "double fault",
+		[10] = "invalid TSS",	  [11] = "segment not present",
+		[12] = "stack fault",	  [13] = "general protection fault",
+		[14] = "page fault",	  [16] = "x87 error",
+		[17] = "alignment check", [18] = "machine check",
+		[19] = "SIMD error",
+	};
+	struct exception exception;
+	struct kvm_regs regs;
+
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) != 0 ||
+	    !find_exception(vcpu, &regs, &exception)) {
+		return false;
+	}
+	snprintf(text, size, "exception %u, %s, error code 0x%llx",
+		 exception.vector,
+		 names[exception.vector] != NULL ? names[exception.vector]
+						 : "reserved",
+		 (unsigned long long)exception.error);
+	return true;
+}
+
 void arch_vcpu_dump(struct vcpu *vcpu)
 {
+	struct exception exception;
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
+	unsigned cpl;
 
 	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) != 0 ||
 	    ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) != 0) {
 		tell("  KVM does not give the registers");
 		return;
 	}
-	tell("  rip %016llx  rfl %016llx  cpl %u", regs.rip, regs.rflags,
-	     sregs.ss.dpl);
+	cpl = sregs.ss.dpl;
+	if (find_exception(vcpu, &regs, &exception)) {
+		regs.rip = exception.frame.rip;
+		regs.rflags = exception.frame.rflags;
+		regs.rsp = exception.frame.rsp;
+		cpl = exception.frame.cs & 3;
+	}
+	tell("  rip %016llx  rfl %016llx  cpl %u", regs.rip, regs.rflags, cpl);
 	dump_general(&regs);
 	tell("  cr0 %08llx  cr2 %016llx  cr3 %llx  cr4 %llx  efer %llx",
 	     sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer);
