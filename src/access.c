@@ -13,8 +13,7 @@
  * for readers waits microseconds, not for a whole gigabyte. */
 #define CHUNK_BYTES (UINT64_C(256) << 10)
 
-/* ---- Translation ----------------------------------------------------------
- */
+/* ---- Translation --------------------------------------------------- */
 
 int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
 		   uint64_t limit, struct gpas_translation *ret)
@@ -42,8 +41,7 @@ int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
 	return 0;
 }
 
-/* ---- Finding memory, populating where it is lazy --------------------------
- */
+/* ---- Finding memory, populating where it is lazy ------------------- */
 
 /* The errno that a fault's outcome is to an accessor; 0: look again. */
 static int fault_error(const struct gpas_fault *fault)
@@ -104,8 +102,7 @@ static int reach(struct gpas *space, uint64_t gpa, unsigned access,
 	}
 }
 
-/* ---- Blocks of bytes ------------------------------------------------------
- */
+/* ---- Blocks of bytes ----------------------------------------------- */
 
 enum transfer_kind {
 	TRANSFER_READ,
@@ -235,8 +232,7 @@ int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
 	return 0;
 }
 
-/* ---- Atomic accesses ------------------------------------------------------
- */
+/* ---- Atomic accesses ----------------------------------------------- */
 
 static int check_atomic(gpas_gpa gpa, unsigned width)
 {

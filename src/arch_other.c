@@ -3,6 +3,11 @@
  * fetches from data accesses by other means, and have no register filter. */
 #include "space.h"
 
+void arch_prepare_vm(int vm_fd)
+{
+	(void)vm_fd;
+}
+
 int arch_translate(int vcpu_fd, uint64_t gva, uint64_t *gpa)
 {
 	(void)vcpu_fd;

@@ -10,6 +10,20 @@
 /* The longest x86 instruction (Intel SDM 2.3.11). */
 #define INSTRUCTION_BYTES 15
 
+/*
+ * Without this a fetch from a hole makes KVM raise #UD in the guest, at CPL3
+ * even instead of the exit. Kernels before 5.14 lack it.
+ */
+void arch_prepare_vm(int vm_fd)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+		.args = { 1 },
+	};
+
+	(void)ioctl(vm_fd, KVM_ENABLE_CAP, &cap);
+}
+
 int arch_translate(int vcpu_fd, uint64_t gva, uint64_t *gpa)
 {
 	struct kvm_translation translation = { .linear_address = gva };
@@ -56,8 +70,7 @@ int arch_fetch(int vcpu_fd, const struct kvm_run *run, struct fetch *ret)
 	return arch_translate(vcpu_fd, ret->pc, &ret->gpa);
 }
 
-/* ---- Registers
- * ---------------------------------------------------------------- */
+/* ---- Registers ----------------------------------------------------- */
 
 #define BITMAP_BYTES (KVM_MSR_FILTER_MAX_BITMAP_SIZE)
 #define RANGE_MSRS   (BITMAP_BYTES * 8u)

@@ -57,7 +57,7 @@ __attribute__((format(printf, 2, 3))) static void found(struct audit *audit,
 	audit->done.findings++;
 }
 
-/* ---- Asking KVM about slots ---------------------------------------------- */
+/* ---- Asking KVM about slots ---------------------------------------- */
 
 static int request(const struct audit *audit, const struct slot_desc *slot)
 {
@@ -118,7 +118,7 @@ static bool has_dirty_log(const struct audit *audit, uint32_t id)
 	return ioctl(audit->vm_fd, KVM_CLEAR_DIRTY_LOG, &log) == 0;
 }
 
-/* ---- Slots --------------------------------------------------------------- */
+/* ---- Slots --------------------------------------------------------- */
 
 static bool is_recorded(const struct audit *audit, uint32_t id)
 {
@@ -308,7 +308,7 @@ static int check_slots(struct audit *audit)
 	return err;
 }
 
-/* ---- Asking KVM and the guest about addresses ---------------------------- */
+/* ---- Asking KVM and the guest about addresses ---------------------- */
 
 static void check_translations(struct audit *audit)
 {
@@ -409,7 +409,7 @@ static int check_probes(struct audit *audit)
 	return err == 0 ? probe_ends(audit, NULL, at, space->end) : err;
 }
 
-/* ---- Host memory --------------------------------------------------------- */
+/* ---- Host memory --------------------------------------------------- */
 
 /* A stretch of the process's address space, as /proc/self/smaps has it. */
 struct host_map {
@@ -620,7 +620,7 @@ static int check_host(struct audit *audit)
 	return err;
 }
 
-/* ---- The whole ----------------------------------------------------------- */
+/* ---- The whole ----------------------------------------------------- */
 
 static int audit_kvm(struct audit *audit)
 {

@@ -9,8 +9,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* ---- Invariants
- * -------------------------------------------------------------- */
+/* ---- Invariants ---------------------------------------------------- */
 
 __attribute__((format(printf, 2, 3))) static int broken(struct gpas *space,
 							const char *format, ...)
@@ -183,8 +182,7 @@ int gpas_check(struct gpas *space)
 	return err;
 }
 
-/* ---- Text
- * ------------------------------------------------------------------------ */
+/* ---- Text ---------------------------------------------------------- */
 
 struct dump {
 	void (*line)(void *ctx, const char *text);

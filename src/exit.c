@@ -41,8 +41,7 @@ static void forget_repeats(struct gpas_vcpu *vcpu)
 	vcpu->last_gpa = UINT64_MAX;
 }
 
-/* ---- MMIO
- * ------------------------------------------------------------------------ */
+/* ---- MMIO ---------------------------------------------------------- */
 
 /* One MMIO exit on its way: which bytes, and the first thing that went wrong.
  */
@@ -176,8 +175,7 @@ static int handle_mmio(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 	return err;
 }
 
-/* ---- Memory faults
- * ------------------------------------------------------------------ */
+/* ---- Memory faults ------------------------------------------------- */
 
 static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 {
@@ -212,8 +210,7 @@ static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 	return 0;
 }
 
-/* ---- Fetches
- * ------------------------------------------------------------------------- */
+/* ---- Fetches ------------------------------------------------------- */
 
 /*
  * Repairs what the fetch at @gpa needs. Returns 1 when something became
@@ -280,8 +277,7 @@ static int handle_internal_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 	return 0;
 }
 
-/* ---- Ports and registers
- * --------------------------------------------------------------- */
+/* ---- Ports and registers ------------------------------------------- */
 
 static int handle_io(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 {
@@ -328,9 +324,7 @@ static int handle_sysreg(struct gpas_vcpu *vcpu, struct gpas_exit *exit,
 	return 0;
 }
 
-/* ---- Dispatch
- * ------------------------------------------------------------------------------
- */
+/* ---- Dispatch ------------------------------------------------------ */
 
 static int handle_success(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 {

@@ -146,7 +146,7 @@ int populate_range(struct gpas *space, struct region *region, uint64_t start,
 	return 0;
 }
 
-/* ---- What a first touch makes present ------------------------------------ */
+/* ---- What a first touch makes present ------------------------------ */
 
 /*
  * The unit for a fault at @gpa. Faults that continue where the last one ended,
@@ -236,8 +236,7 @@ static int populate_granule(struct gpas *space, struct region *region,
 	return err;
 }
 
-/* ---- Faults ---------------------------------------------------------------
- */
+/* ---- Faults -------------------------------------------------------- */
 
 static void describe(const struct region *region, struct gpas_fault *fault)
 {

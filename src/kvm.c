@@ -16,8 +16,7 @@ static int result(int ret)
 	return ret < 0 ? -errno : 0;
 }
 
-/* ---- Slots
- * --------------------------------------------------------------------- */
+/* ---- Slots --------------------------------------------------------- */
 
 static int set_plain(int vm_fd, const struct slot_desc *slot)
 {
@@ -129,8 +128,7 @@ static const struct slot_ops kvm_slots = {
 	.finish = finish,
 };
 
-/* ---- Choosing how lazy memory faults
- * --------------------------------------------- */
+/* ---- Choosing how lazy memory faults ------------------------------- */
 
 /* Where the probe's slot goes: the first of these powers of two that is free
  * of the embedder's own slots. All are below every processor's GPA width. */
@@ -194,6 +192,20 @@ static int probe_trap(struct mirror *mirror, char *reason, size_t size)
 	return 0;
 }
 
+/* The inaccessible range behind traps: as large as the process has room for. */
+static int reserve_traps(struct mirror *mirror)
+{
+	uint64_t size = TRAP_MAX_BYTES;
+	int err;
+
+	do {
+		err = reservation_create(size, 0, &mirror->trap_area);
+		mirror->trap_max = size;
+		size /= 8;
+	} while (err != 0 && size >= TRAP_GRAIN);
+	return err;
+}
+
 static int choose_lazy(struct gpas *space, struct mirror *mirror,
 		       enum gpas_lazy wanted)
 {
@@ -206,7 +218,7 @@ static int choose_lazy(struct gpas *space, struct mirror *mirror,
 		(void)snprintf(reason, size, "asked for");
 		return 0;
 	}
-	err = reservation_create(TRAP_MAX_BYTES, 0, &mirror->trap_area);
+	err = reserve_traps(mirror);
 	if (err != 0) {
 		(void)snprintf(reason, size,
 			       "no address space for a trap's inaccessible "
@@ -238,8 +250,7 @@ const char *gpas_lazy_name(enum gpas_lazy lazy)
 	return "auto";
 }
 
-/* ---- Attaching
- * ---------------------------------------------------------------------- */
+/* ---- Attaching ----------------------------------------------------- */
 
 static int check_slots(struct gpas_kvm_params *params)
 {
@@ -282,6 +293,7 @@ int gpas_kvm_attach(struct gpas *space, const struct gpas_kvm_params *params)
 		return err;
 	}
 	mirror->ops_ctx = mirror;
+	arch_prepare_vm(params->vm_fd);
 	err = choose_lazy(space, mirror, params->lazy);
 	if (err == 0) {
 		err = mirror_attach(space, mirror);
@@ -311,6 +323,8 @@ int gpas_kvm_detach(struct gpas *space)
 		err = -EBUSY;
 	} else {
 		err = mirror_remove_all(space);
+	}
+	if (err == 0) {
 		space->mirror = NULL;
 		mirror_destroy(mirror);
 	}
@@ -352,9 +366,7 @@ int kvm_deliver_sysregs(struct gpas *space)
 	return err;
 }
 
-/* ---- vCPUs
- * ----------------------------------------------------------------------------
- */
+/* ---- vCPUs --------------------------------------------------------- */
 
 int gpas_vcpu_init(struct gpas_vcpu *vcpu, struct gpas *space, int vcpu_fd,
 		   struct kvm_run *run)

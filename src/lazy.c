@@ -7,8 +7,7 @@
 
 #include <sys/mman.h>
 
-/* ---- Giving back -----------------------------------------------------------
- */
+/* ---- Giving back --------------------------------------------------- */
 
 static bool can_discard(const struct region *region)
 {
@@ -110,8 +109,7 @@ int gpas_discard(struct gpas *space, gpas_gpa start, uint64_t size)
 	return err;
 }
 
-/* ---- Committing ahead of time
- * ------------------------------------------------ */
+/* ---- Committing ahead of time -------------------------------------- */
 
 /* How much one thread commits before it looks for more, and one progress step
  * covers at least. */

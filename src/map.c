@@ -19,7 +19,7 @@ static const struct gpas_map_params *params_or_default(
 	return params != NULL ? params : &no_params;
 }
 
-/* ---- Validation ---------------------------------------------------------- */
+/* ---- Validation ---------------------------------------------------- */
 
 static bool is_power_of_two(uint64_t value)
 {
@@ -84,7 +84,7 @@ static int check_map(const struct gpas *space, gpas_gpa start, uint64_t size,
 			: pt_check_attr(space->format, prot, params->memtype);
 }
 
-/* ---- Backings ------------------------------------------------------------ */
+/* ---- Backings ------------------------------------------------------ */
 
 static const char *kind_name(enum gpas_region_kind kind)
 {
@@ -191,7 +191,7 @@ static int insert_backing(struct gpas *space, struct backing *backing,
 	return err;
 }
 
-/* ---- The calls ----------------------------------------------------------- */
+/* ---- The calls ----------------------------------------------------- */
 
 int gpas_map_linear(struct gpas *space, gpas_gpa start, uint64_t size,
 		    void *host, unsigned prot,

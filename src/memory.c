@@ -40,7 +40,7 @@ struct gpas_memory {
 	uint32_t *retired_pieces;
 };
 
-/* ---- reservations ------------------------------------------------------- */
+/* ---- reservations -------------------------------------------------- */
 
 #define INACCESSIBLE_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 
@@ -117,7 +117,7 @@ static int make_inaccessible(void *host, uint64_t size)
 	return map == MAP_FAILED ? -errno : 0;
 }
 
-/* ---- the descriptor ------------------------------------------------------ */
+/* ---- the descriptor ------------------------------------------------ */
 
 static int open_memfd(struct gpas_memory *m, unsigned flags)
 {
@@ -250,7 +250,7 @@ static int open_backing(struct gpas_memory *m,
 	}
 }
 
-/* ---- the object ---------------------------------------------------------- */
+/* ---- the object ---------------------------------------------------- */
 
 /* The unit in which memory of this kind is mapped; 0 for bad parameters. */
 static uint64_t page_bytes_of(const struct gpas_memory_params *params)
@@ -425,7 +425,7 @@ int gpas_memory_fd(const struct gpas_memory *memory, uint64_t *offset)
 	return memory->fd;
 }
 
-/* ---- giving memory back -------------------------------------------------- */
+/* ---- giving memory back -------------------------------------------- */
 
 static bool is_within(const struct gpas_memory *m, uint64_t offset,
 		      uint64_t size)

@@ -2,9 +2,9 @@
 /*
  * The mirror: memslots derived from the table.
  *
- * mirror.c plans, diffs and commits; it reaches KVM only through the small ops
- * table below, so the unit tests drive it with a fake that enforces the
- * kernel's rules. kvm.c has the real one.
+ * plan.c plans and diffs, mirror.c commits; it reaches KVM only through the
+ * small ops table below, so the unit tests drive it with a fake that enforces
+ * the kernel's rules. kvm.c has the real one.
  */
 #ifndef GPAS_SRC_MIRROR_H
 #define GPAS_SRC_MIRROR_H
@@ -41,6 +41,8 @@ struct slot_ops {
 #define SLOT_MAX_BYTES (UINT64_C(8191) << 30)
 /* Traps share one inaccessible reservation of this size. */
 #define TRAP_MAX_BYTES (UINT64_C(1) << 40)
+/* Traps are not cut into smaller ones than this for speed's sake. */
+#define TRAP_GRAIN (UINT64_C(64) << 20)
 
 /* An installed slot, or one about to be. */
 struct slot {
@@ -81,6 +83,7 @@ struct mirror {
 	uint32_t *free_ids;
 	uint32_t free_count;
 	uint32_t next_id;
+	uint64_t trap_max;	      /* bytes, the largest trap */
 	struct reservation trap_area; /* real KVM only, as is the next */
 	struct trap_file {
 		int fd; /* -1: none open */
@@ -106,6 +109,23 @@ void mirror_destroy(struct mirror *mirror);
  * lock is not held. On error the caller destroys it. */
 int mirror_attach(struct gpas *space, struct mirror *mirror);
 
+/* ---- plan.c -------------------------------------------------------- */
+
+/*
+ * Plans the difference between the installed slots and what the table asks for
+ * in the space's windows, which it sorts and may widen. With @merge no piece is
+ * left with more slots than it needs. On error nothing is left to drop.
+ */
+int diff_make(struct gpas *space, bool merge, struct diff *diff);
+/* Forgets a diff that was not carried out. */
+void diff_drop(struct mirror *mirror, struct diff *diff);
+
+/* ---- mirror.c ------------------------------------------------------ */
+
+/* A node from the reserve, or NULL without memory; and back. */
+struct slot *mirror_take_node(struct mirror *mirror);
+void mirror_give_node(struct mirror *mirror, struct slot *slot);
+
 /* Refills the reserve of nodes. 0 or -ENOMEM. */
 int mirror_reserve(struct mirror *mirror);
 
@@ -116,7 +136,8 @@ int mirror_reserve(struct mirror *mirror);
  */
 int mirror_update(struct gpas *space, bool merge);
 
-/* Deletes every slot. 0, or the first error, with the others still tried. */
+/* Deletes every slot. On error the space is poisoned; calling again tries
+ * again. */
 int mirror_remove_all(struct gpas *space);
 
 /* 0 when the installed slots are exactly what the table asks for. */

@@ -39,8 +39,7 @@ void space_log(struct gpas *space, enum gpas_log_level level,
 	space->log(space->log_ctx, level, line);
 }
 
-/* ---- Life ------------------------------------------------------------------
- */
+/* ---- Life ---------------------------------------------------------- */
 
 static int check_extent_of_space(const struct gpas_params *params,
 				 const struct gpas_format *format,
@@ -154,7 +153,12 @@ void gpas_destroy(struct gpas *space)
 		return;
 	}
 	(void)gpas_abort(space);
-	(void)gpas_kvm_detach(space);
+	if (gpas_kvm_detach(space) != -ENOENT && space->mirror != NULL) {
+		/* KVM keeps slots it will not give up; the VM's end frees them.
+		 */
+		mirror_destroy(space->mirror);
+		space->mirror = NULL;
+	}
 	(void)gpas_clear(space);
 	for (int kind = 0; kind < GPAS_ADDRESS_KIND_COUNT; kind++) {
 		while ((span = space->claims[kind].first) != NULL) {
@@ -165,8 +169,7 @@ void gpas_destroy(struct gpas *space)
 	space_fini(space);
 }
 
-/* ---- Plain facts ------------------------------------------------------------
- */
+/* ---- Plain facts --------------------------------------------------- */
 
 gpas_gpa gpas_base(const struct gpas *space)
 {
@@ -210,8 +213,7 @@ int space_check_range(const struct gpas *space, gpas_gpa start, uint64_t size)
 		       : -EINVAL;
 }
 
-/* ---- Regions and extents
- * ------------------------------------------------------ */
+/* ---- Regions and extents ------------------------------------------- */
 
 static void count_present(const struct gpas *space, const struct region *region,
 			  struct gpas_region *ret)
@@ -327,8 +329,7 @@ int gpas_extent_next(struct gpas *space, gpas_gpa gpa, struct gpas_extent *ret)
 	return found ? 0 : -ENOENT;
 }
 
-/* ---- Statistics
- * ---------------------------------------------------------------- */
+/* ---- Statistics ---------------------------------------------------- */
 
 static void fill_gauges(const struct gpas *space, struct gpas_stats *ret)
 {

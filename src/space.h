@@ -135,7 +135,7 @@ struct gpas {
 	struct readers readers; /* lock-free */
 };
 
-/* ---- txn.c: changes of regions and table as one ------------------------ */
+/* ---- txn.c: changes of regions and table as one -------------------- */
 
 /* What a call does: taking calls first refill the reserve and fail with
  * -ENOMEM when they cannot; releasing calls go on with what is there. */
@@ -222,7 +222,7 @@ static inline struct region *region_from(const struct gpas *space, uint64_t gpa)
 	return region_of(span_from(&space->regions, gpa));
 }
 
-/* ---- fault.c ------------------------------------------------------------ */
+/* ---- fault.c ------------------------------------------------------- */
 
 /* Makes the absent parts of [start, end) of @region present, inside a
  * transaction. Adds what became present to *@populated. */
@@ -248,13 +248,13 @@ int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 void resolve_claim(const struct region *region, uint64_t gpa,
 		   struct resolution *ret);
 
-/* ---- bus.c -------------------------------------------------------------- */
+/* ---- bus.c --------------------------------------------------------- */
 
 /* Carries out one access on the claim in @found and gives the claim back. */
 int dispatch_claim(struct gpas *space, struct resolution *found, void *data,
 		   size_t size, bool write);
 
-/* ---- kvm.c and its architecture's file ----------------------------------- */
+/* ---- kvm.c and its architecture's file ----------------------------- */
 
 /* Asks KVM to deliver the registers that devices claim. 0 or -errno. */
 int kvm_deliver_sysregs(struct gpas *space);
@@ -271,9 +271,11 @@ struct fetch {
 	unsigned readable;
 };
 int arch_fetch(int vcpu_fd, const struct kvm_run *run, struct fetch *ret);
+/* Settings of the VM that the library's exits depend on, where it has them. */
+void arch_prepare_vm(int vm_fd);
 int arch_translate(int vcpu_fd, uint64_t gva, uint64_t *gpa);
 
-/* ---- space.c ------------------------------------------------------------ */
+/* ---- space.c ------------------------------------------------------- */
 
 __attribute__((format(printf, 3, 4))) void space_log(struct gpas *space,
 						     enum gpas_log_level level,

@@ -67,7 +67,7 @@ void txn_unlock(struct txn *txn)
 	}
 }
 
-/* ---- Memory the journal needs ------------------------------------------ */
+/* ---- Memory the journal needs -------------------------------------- */
 
 /* Room for @more elements after @used; grows geometrically. */
 static int ensure_room(void **array, size_t *capacity, size_t used, size_t more,
@@ -149,7 +149,7 @@ static int refill(struct gpas *space)
 	return space->mirror != NULL ? mirror_reserve(space->mirror) : 0;
 }
 
-/* ---- Steps on the region set -------------------------------------------- */
+/* ---- Steps on the region set --------------------------------------- */
 
 int txn_touch(struct gpas *space, uint64_t start, uint64_t end)
 {
@@ -354,7 +354,7 @@ void txn_note_populate(struct gpas *space, struct region *region,
 				     .start = start, .end = end });
 }
 
-/* ---- Undo and burial ----------------------------------------------------- */
+/* ---- Undo and burial ----------------------------------------------- */
 
 static void bury(struct gpas *space, struct region *region)
 {
@@ -495,7 +495,7 @@ static void settle(struct gpas *space)
 	space->settled_charge = space->charged;
 }
 
-/* ---- Calls and groups ---------------------------------------------------- */
+/* ---- Calls and groups ---------------------------------------------- */
 
 static bool owns_group(const struct gpas *space)
 {

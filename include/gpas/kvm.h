@@ -44,7 +44,10 @@ struct gpas_kvm_params {
  * gpas_kvm_attach - mirror @space into the VM.
  *
  * GPAS_LAZY_AUTO really creates a trap slot to find out whether the kernel
- * offers them, and logs the choice and its reason.
+ * offers them, and logs the choice and its reason. On x86 the VM is set to
+ * exit on instructions that KVM cannot emulate
+ * (KVM_CAP_EXIT_ON_EMULATION_FAILURE), which is how a fetch from absent memory
+ * is noticed, instead of raising #UD in the guest.
  *
  * Errors (nothing has changed): -EBUSY already attached; -EINVAL the slot
  * range; -EOPNOTSUPP the kernel lacks the lazy mechanism asked for; -ENOSPC;
@@ -165,7 +168,7 @@ GPAS_API int gpas_kvm_handle_exit(struct gpas_vcpu *vcpu, int result,
 GPAS_API int gpas_vcpu_run(struct gpas_vcpu *vcpu, struct gpas_exit *ret);
 GPAS_API void gpas_vcpu_enter(struct gpas_vcpu *vcpu);
 
-/* ---- Auditing ---------------------------------------------------------- */
+/* ---- Auditing ------------------------------------------------------ */
 
 /* What a read by the guest came upon. */
 enum gpas_seen {

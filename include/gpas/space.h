@@ -103,7 +103,7 @@ GPAS_API bool gpas_contains_range(const struct gpas *space, gpas_gpa start,
 /* The root of the nested page table, as gpas_pgtable_root(). */
 GPAS_API gpas_hva gpas_page_table_root(const struct gpas *space);
 
-/* ---- Mapping ----------------------------------------------------------- */
+/* ---- Mapping ------------------------------------------------------- */
 
 /* How the first touch of lazy memory is noticed once KVM is attached. */
 enum gpas_lazy {
@@ -282,7 +282,7 @@ GPAS_API int gpas_commit(struct gpas *space);
 /* gpas_abort - undo the group's changes and close it. -EINVAL: none open. */
 GPAS_API int gpas_abort(struct gpas *space);
 
-/* ---- Asking ------------------------------------------------------------ */
+/* ---- Asking -------------------------------------------------------- */
 
 /*
  * The answer to gpas_translate. Valid until the range is unmapped or
@@ -357,7 +357,7 @@ GPAS_API int gpas_region_next(struct gpas *space, gpas_gpa gpa,
 GPAS_API int gpas_extent_next(struct gpas *space, gpas_gpa gpa,
 			      struct gpas_extent *ret);
 
-/* ---- Accessing --------------------------------------------------------- */
+/* ---- Accessing ----------------------------------------------------- */
 
 /*
  * gpas_read, gpas_write, gpas_fill - copy out of, into, or set guest memory.
@@ -409,7 +409,7 @@ GPAS_API int gpas_compare_exchange(struct gpas *space, gpas_gpa gpa,
 				   unsigned width, uint64_t *expected,
 				   uint64_t desired);
 
-/* ---- Faults ------------------------------------------------------------ */
+/* ---- Faults -------------------------------------------------------- */
 
 enum gpas_fault_kind {
 	GPAS_FAULT_RESUME = 0, /* present now, or it already was: try again */
@@ -492,7 +492,7 @@ GPAS_API int gpas_prefault(struct gpas *space, gpas_gpa start, uint64_t size,
  */
 GPAS_API int gpas_discard(struct gpas *space, gpas_gpa start, uint64_t size);
 
-/* ---- Looking inside ---------------------------------------------------- */
+/* ---- Looking inside ------------------------------------------------ */
 
 #define GPAS_FAULT_TIME_BUCKETS 12
 
