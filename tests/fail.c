@@ -236,6 +236,8 @@ static int ledger_populate(void *ctx, uint64_t offset, uint64_t *size,
 	*host = ledger_host(ledger, page);
 	for (uint64_t i = 0; i < *size / PAGE; i++) {
 		ledger->provided[page + i]++;
+		ledger->broken = ledger->broken || ledger->held[page + i];
+		ledger->held[page + i] = true;
 		memset((char *)*host + i * PAGE, ledger_byte(page + i), PAGE);
 	}
 	return 0;
@@ -252,6 +254,7 @@ static void ledger_retire(void *ctx, uint64_t offset, uint64_t size)
 	for (uint64_t page = offset / PAGE; page < (offset + size) / PAGE;
 	     page++) {
 		ledger->retired[page]++;
+		ledger->held[page] = false;
 		memset(ledger_host(ledger, page), 0xdd, PAGE);
 	}
 }
@@ -287,6 +290,16 @@ struct gpas_backend ledger_backend(struct ledger *ledger)
 	};
 
 	return backend;
+}
+
+bool ledger_is_held(const struct ledger *ledger)
+{
+	for (uint64_t page = 0; page < ledger->pages; page++) {
+		if (ledger->held[page]) {
+			return true;
+		}
+	}
+	return false;
 }
 
 bool ledger_pages_are(const struct ledger *ledger, uint64_t from, uint64_t to,

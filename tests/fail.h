@@ -85,7 +85,10 @@ struct ledger {
 	int error;	  /* what it returns */
 	unsigned retires;
 	unsigned releases;
-	bool broken; /* a call named a range outside the mapping */
+	/* A call named a range outside the mapping, or asked for what is held
+	 */
+	bool broken;
+	bool held[LEDGER_PAGES]; /* provided, and not retired since */
 	unsigned char provided[LEDGER_PAGES]; /* times */
 	unsigned char retired[LEDGER_PAGES];
 };
@@ -95,6 +98,8 @@ void ledger_close(struct ledger *ledger);
 struct gpas_backend ledger_backend(struct ledger *ledger);
 uint8_t ledger_byte(uint64_t page);
 void *ledger_host(const struct ledger *ledger, uint64_t page);
+/* Whether a page is held. */
+bool ledger_is_held(const struct ledger *ledger);
 /* Whether pages [from, to) were provided and retired that often each. */
 bool ledger_pages_are(const struct ledger *ledger, uint64_t from, uint64_t to,
 		      unsigned provided, unsigned retired);
