@@ -60,10 +60,11 @@ static int fault_error(const struct gpas_fault *fault)
 	return -ENOENT;
 }
 
-static int populate_for(struct gpas *space, uint64_t gpa, unsigned access)
+static int populate_for(struct gpas *space, uint64_t gpa, unsigned access,
+			uint64_t ahead)
 {
 	struct resolution resolution;
-	int err = fault_resolve(space, gpa, access, &resolution);
+	int err = fault_resolve(space, gpa, access, ahead, &resolution);
 
 	if (err != 0) {
 		return err;
@@ -75,14 +76,17 @@ static int populate_for(struct gpas *space, uint64_t gpa, unsigned access)
 }
 
 /*
- * Finds the memory at @gpa for @access, at most @limit bytes of it, populating
- * it if need be. On success the caller is announced as a reader and passes
- * *ticket to readers_leave() when it is done with the memory.
+ * Finds the memory at @gpa for @access: as much of the @size bytes from there
+ * on as is contiguous, but at most @limit. Populates it if need be. On success
+ * the caller is announced as a reader and passes *ticket to readers_leave()
+ * when it is done with the memory.
  */
 static int reach(struct gpas *space, uint64_t gpa, unsigned access,
-		 uint64_t limit, struct gpas_extent *extent,
+		 uint64_t size, struct gpas_extent *extent,
 		 atomic_uint **ticket)
 {
+	uint64_t limit = size < CHUNK_BYTES ? size : CHUNK_BYTES;
+
 	for (;;) {
 		int err;
 
@@ -95,7 +99,7 @@ static int reach(struct gpas *space, uint64_t gpa, unsigned access,
 		if (err == 0) {
 			return -EACCES;
 		}
-		err = populate_for(space, gpa, access);
+		err = populate_for(space, gpa, access, size);
 		if (err != 0) {
 			return err;
 		}
@@ -140,14 +144,10 @@ static int transfer(struct gpas *space, gpas_gpa gpa, size_t size,
 	int err = size > UINT64_MAX - gpa.value ? -EINVAL : 0;
 
 	while (err == 0 && at < size) {
-		uint64_t limit = size - at;
 		struct gpas_extent extent;
 		atomic_uint *ticket;
 
-		if (limit > CHUNK_BYTES) {
-			limit = CHUNK_BYTES;
-		}
-		err = reach(space, gpa.value + at, transfer->access, limit,
+		err = reach(space, gpa.value + at, transfer->access, size - at,
 			    &extent, &ticket);
 		if (err == 0) {
 			transfer_piece(transfer, at,
@@ -199,6 +199,27 @@ int gpas_fill(struct gpas *space, gpas_gpa gpa, uint8_t byte, size_t size,
 	return transfer(space, gpa, size, &fill, done);
 }
 
+/* Appends a buffer, or lengthens the last one that it continues. False when
+ * there is no entry left for it. */
+static bool append_buffer(struct iovec *vector, size_t max, size_t *count,
+			  void *host, size_t size)
+{
+	if (*count > 0) {
+		struct iovec *last = &vector[*count - 1];
+
+		if ((char *)last->iov_base + last->iov_len == host) {
+			last->iov_len += size;
+			return true;
+		}
+	}
+	if (*count == max) {
+		return false;
+	}
+	vector[(*count)++] =
+		(struct iovec){ .iov_base = host, .iov_len = size };
+	return true;
+}
+
 int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
 	       struct iovec *vector, size_t max, size_t *count)
 {
@@ -211,22 +232,19 @@ int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
 	while (at < range.end.value) {
 		struct gpas_extent extent;
 		atomic_uint *ticket;
-		int err;
+		int err = reach(space, at, access, range.end.value - at,
+				&extent, &ticket);
 
-		if (*count == max) {
-			return -E2BIG;
-		}
-		err = reach(space, at, access, range.end.value - at, &extent,
-			    &ticket);
 		if (err != 0) {
 			*count = 0;
 			return err;
 		}
 		readers_leave(ticket);
-		vector[(*count)++] = (struct iovec){
-			.iov_base = gpas_hva_pointer(extent.host),
-			.iov_len = extent.size,
-		};
+		if (!append_buffer(vector, max, count,
+				   gpas_hva_pointer(extent.host),
+				   extent.size)) {
+			return -E2BIG;
+		}
 		at += extent.size;
 	}
 	return 0;

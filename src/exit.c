@@ -126,7 +126,7 @@ static int access_piece(struct mmio *mmio)
 	unsigned access = mmio->write ? GPAS_PROT_WRITE : GPAS_PROT_READ;
 	struct resolution found;
 	size_t size;
-	int err = fault_resolve(mmio->space, mmio->gpa, access, &found);
+	int err = fault_resolve(mmio->space, mmio->gpa, access, 0, &found);
 
 	if (err != 0) {
 		return err;
@@ -186,7 +186,7 @@ static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 
 	memcpy(&info, &vcpu->run->hw, sizeof(info));
 	count(&space->stats.exits_memory_fault, 1);
-	err = fault_resolve(space, info.gpa, 0, &found);
+	err = fault_resolve(space, info.gpa, 0, 0, &found);
 	if (err != 0) {
 		return err;
 	}
@@ -220,7 +220,7 @@ static int repair_fetch(struct gpas_vcpu *vcpu, uint64_t gpa,
 			struct gpas_exit *exit)
 {
 	struct resolution found;
-	int err = fault_resolve(vcpu->space, gpa, GPAS_PROT_EXEC, &found);
+	int err = fault_resolve(vcpu->space, gpa, GPAS_PROT_EXEC, 0, &found);
 
 	if (err != 0) {
 		return err;

@@ -203,25 +203,49 @@ static struct window absent_around(const struct gpas *space,
 	return around;
 }
 
-/*
- * Makes the granule around @gpa present. With @floor not 0 slots are short:
- * then the unit is at least that, and every hole in it is filled, so that
- * several slots become one.
- */
+/* How far beyond a granule a fault reaches. */
+struct reach {
+	/* Not 0: slots are short. The unit is at least this, and every hole in
+	 * it is filled, so that several slots become one. */
+	uint64_t floor;
+	/* The caller is about to access this many bytes. */
+	uint64_t ahead;
+};
+
+/* The end of what to fill, so that @ahead bytes from @gpa on are in it, in
+ * whole granules and as far as the region goes. */
+static uint64_t end_ahead(const struct region *region, uint64_t end,
+			  uint64_t gpa, uint64_t ahead)
+{
+	uint64_t granule = region->backing->granule;
+	uint64_t room = region->span.end - gpa;
+	uint64_t wanted;
+
+	if (ahead >= room ||
+	    gpas_align_up(gpa + ahead, granule, &wanted) != 0 ||
+	    wanted > region->span.end) {
+		wanted = region->span.end;
+	}
+	return ahead != 0 && wanted > end ? wanted : end;
+}
+
+/* Makes the granule around @gpa present, and what @reach adds to it. */
 static int populate_granule(struct gpas *space, struct region *region,
-			    uint64_t gpa, uint64_t floor, uint64_t *populated)
+			    uint64_t gpa, const struct reach *reach,
+			    uint64_t *populated)
 {
 	struct backing *backing = region->backing;
 	uint64_t granule = choose_granule(backing, gpa);
 	struct window hole;
 	int err;
 
-	if (floor > granule) {
-		hole = granule_around(region, gpa, floor);
+	if (reach->floor > granule) {
+		hole = granule_around(region, gpa, reach->floor);
 	} else {
 		hole = granule_around(region, gpa, granule);
 		hole = absent_around(space, hole, gpa);
 	}
+	hole.end = end_ahead(region, hole.end, gpa, reach->ahead);
 	if (!fits_budget(space, backing, hole.end - hole.start)) {
 		granule = backing->granule;
 		hole = granule_around(region, gpa, granule);
@@ -271,7 +295,8 @@ void resolve_claim(const struct region *region, uint64_t gpa,
 
 /* Resolves under the lock; @region is what contains @gpa, or NULL. */
 static int resolve_locked(struct gpas *space, struct region *region,
-			  uint64_t gpa, uint64_t floor, struct resolution *ret)
+			  uint64_t gpa, const struct reach *reach,
+			  struct resolution *ret)
 {
 	struct gpas_fault *fault = &ret->fault;
 	struct gpas_extent extent;
@@ -288,7 +313,7 @@ static int resolve_locked(struct gpas *space, struct region *region,
 	    pt_lookup(space->table, gpa, &extent) == 0) {
 		return 0;
 	}
-	err = populate_granule(space, region, gpa, floor, &fault->populated);
+	err = populate_granule(space, region, gpa, reach, &fault->populated);
 	if (err != 0) {
 		fault->kind = GPAS_FAULT_FAILED;
 		fault->error = err;
@@ -328,12 +353,12 @@ static bool resolve_at_rest(struct gpas *space, uint64_t gpa,
 	    pt_lookup(space->table, gpa, &extent) != 0) {
 		return false;
 	}
-	return resolve_locked(space, region, gpa, 0, ret) == 0;
+	return resolve_locked(space, region, gpa, NULL, ret) == 0;
 }
 
 /* One attempt to make @gpa present, as a transaction. The outcome is in @ret;
  * @short_of: the bytes that the budget lacks, if that is why it failed. */
-static int attempt(struct gpas *space, uint64_t gpa, uint64_t floor,
+static int attempt(struct gpas *space, uint64_t gpa, const struct reach *reach,
 		   struct resolution *ret, uint64_t *short_of)
 {
 	struct txn txn;
@@ -344,7 +369,7 @@ static int attempt(struct gpas *space, uint64_t gpa, uint64_t floor,
 		return err;
 	}
 	space->short_of = 0;
-	err = resolve_locked(space, region_find(space, gpa), gpa, floor, ret);
+	err = resolve_locked(space, region_find(space, gpa), gpa, reach, ret);
 	err = txn_conclude(&txn, err);
 	if (err == -ENOMEM && !txn.grouped) {
 		*short_of = space->short_of;
@@ -368,29 +393,31 @@ static bool relieved(struct gpas *space, uint64_t wanted)
 /* With slots short: the first unit tried, by how much it grows, the last. */
 #define MIN_FLOOR  (UINT64_C(2) << 20)
 #define FLOOR_STEP 8
-#define MAX_FLOOR  (UINT64_C(8) << 30)
+#define MAX_FLOOR  (UINT64_C(1) << 30)
 
 /*
  * Makes @gpa present. Where the budget is short the embedder is asked; where
  * memslots are, larger units are tried, which join slots that are apart.
  */
-static int make_present(struct gpas *space, uint64_t gpa,
+static int make_present(struct gpas *space, uint64_t gpa, uint64_t ahead,
 			struct resolution *ret)
 {
 	const struct gpas_fault question = ret->fault;
-	uint64_t floor = 0;
+	struct reach reach = { .ahead = ahead };
 	unsigned asked = 0;
 
 	for (;;) {
 		uint64_t short_of;
-		int err = attempt(space, gpa, floor, ret, &short_of);
+		int err = attempt(space, gpa, &reach, ret, &short_of);
 
-		if (err == -ENOSPC && floor < MAX_FLOOR) {
-			floor = floor == 0 ? MIN_FLOOR : floor * FLOOR_STEP;
+		if (err == -ENOSPC && reach.floor < MAX_FLOOR) {
+			reach.floor = reach.floor == 0
+					      ? MIN_FLOOR
+					      : reach.floor * FLOOR_STEP;
 			space_log(space, GPAS_LOG_WARNING,
 				  "memslots are short: making %llu KiB "
 				  "present at a time",
-				  (unsigned long long)(floor >> 10));
+				  (unsigned long long)(reach.floor >> 10));
 		} else if (short_of == 0 || asked++ == MAX_PRESSURE ||
 			   !relieved(space, short_of)) {
 			return err;
@@ -400,7 +427,7 @@ static int make_present(struct gpas *space, uint64_t gpa,
 }
 
 int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
-		  struct resolution *ret)
+		  uint64_t ahead, struct resolution *ret)
 {
 	bool locked;
 	bool done;
@@ -415,7 +442,7 @@ int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 	if (!done) {
 		uint64_t begun = clock_ns();
 
-		err = make_present(space, gpa, ret);
+		err = make_present(space, gpa, ahead, ret);
 		if (err == -ENOTRECOVERABLE) {
 			return err;
 		}
@@ -441,7 +468,7 @@ int gpas_fault(struct gpas *space, gpas_gpa gpa, unsigned access,
 	    gpa.value >> gpas_format_gpa_bits(space->format) != 0) {
 		return -EINVAL;
 	}
-	err = fault_resolve(space, gpa.value, access, &resolution);
+	err = fault_resolve(space, gpa.value, access, 0, &resolution);
 	if (err == 0) {
 		if (resolution.claim != NULL) {
 			claim_put(resolution.claim);

@@ -241,8 +241,10 @@ struct resolution {
 	uint64_t device_size;
 };
 
+/* @ahead: how many bytes from @gpa on the caller is about to access: as much of
+ * them as lies in the region becomes present in the same step. */
 int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
-		  struct resolution *ret);
+		  uint64_t ahead, struct resolution *ret);
 
 /* The claim of a device region at @gpa, as part of @ret. */
 void resolve_claim(const struct region *region, uint64_t gpa,
