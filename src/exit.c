@@ -163,9 +163,11 @@ static int handle_mmio(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 		.write = run->mmio.is_write != 0,
 		.exit = exit,
 	};
+	uint64_t failed;
 	int err = 0;
 
 	count(&vcpu->space->stats.exits_mmio, 1);
+	(void)uffd_take_failure(vcpu->space, &failed);
 	while (err == 0 && mmio.left > 0) {
 		err = access_piece(&mmio);
 	}
@@ -177,16 +179,14 @@ static int handle_mmio(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 
 /* ---- Memory faults ------------------------------------------------- */
 
-static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
+/* A fault at @gpa, of which nothing more is known and which the guest repeats
+ * when it is entered again. */
+static int repair(struct gpas_vcpu *vcpu, uint64_t gpa, struct gpas_exit *exit)
 {
 	struct gpas *space = vcpu->space;
-	struct abi_memory_fault info;
 	struct resolution found;
-	int err;
+	int err = fault_resolve(space, gpa, 0, 0, &found);
 
-	memcpy(&info, &vcpu->run->hw, sizeof(info));
-	count(&space->stats.exits_memory_fault, 1);
-	err = fault_resolve(space, info.gpa, 0, 0, &found);
 	if (err != 0) {
 		return err;
 	}
@@ -198,16 +198,23 @@ static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 		exit->retryable = false;
 		return 0;
 	}
-	if (found.fault.populated == 0 &&
-	    repeats_too_often(vcpu, info.gpa, 0)) {
+	if (found.fault.populated == 0 && repeats_too_often(vcpu, gpa, 0)) {
 		space_log(space, GPAS_LOG_ERROR,
 			  "the guest keeps faulting at GPA %#llx (region %s) "
 			  "although it is present",
-			  (unsigned long long)info.gpa,
-			  found.fault.region_name);
+			  (unsigned long long)gpa, found.fault.region_name);
 		return -ELOOP;
 	}
 	return 0;
+}
+
+static int handle_memory_fault(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
+{
+	struct abi_memory_fault info;
+
+	memcpy(&info, &vcpu->run->hw, sizeof(info));
+	count(&vcpu->space->stats.exits_memory_fault, 1);
+	return repair(vcpu, info.gpa, exit);
 }
 
 /* ---- Fetches ------------------------------------------------------- */
@@ -350,10 +357,14 @@ static int handle_failure(struct gpas_vcpu *vcpu, int result,
 			  struct gpas_exit *exit)
 {
 	struct kvm_run *run = vcpu->run;
+	uint64_t gpa;
 
 	if (result == -EINTR || result == -EAGAIN) {
 		exit->kind = GPAS_EXIT_INTERRUPTED;
 		return 0;
+	}
+	if (result == -EFAULT && uffd_take_failure(vcpu->space, &gpa)) {
+		return repair(vcpu, gpa, exit);
 	}
 	if (result == -EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
 		return handle_memory_fault(vcpu, exit);

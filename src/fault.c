@@ -62,7 +62,9 @@ static int provide(struct gpas *space, struct region *region, uint64_t start,
 
 	if (backing->kind != GPAS_REGION_BACKEND) {
 		*host = backing->host + offset;
-		return fill(backing, start, offset, size);
+		return backing->uffd
+			       ? uffd_provide(space, backing, offset, size)
+			       : fill(backing, start, offset, size);
 	}
 	err = txn_expect_populate(space);
 	if (err == 0) {

@@ -244,6 +244,8 @@ const char *gpas_lazy_name(enum gpas_lazy lazy)
 		return "trap";
 	case GPAS_LAZY_ABSENT:
 		return "absent";
+	case GPAS_LAZY_UFFD:
+		return "uffd";
 	case GPAS_LAZY_AUTO:
 		break;
 	}

@@ -37,6 +37,15 @@ static uint64_t granule_floor(const struct gpas_map_params *params)
 				       : 21);
 }
 
+static uint64_t default_granule(const struct gpas_map_params *params)
+{
+	uint64_t floor = granule_floor(params);
+
+	return params->mechanism == GPAS_LAZY_UFFD || floor > DEFAULT_GRANULE
+		       ? floor
+		       : DEFAULT_GRANULE;
+}
+
 static int check_granule(uint64_t granule, uint64_t floor)
 {
 	if (granule == 0) {
@@ -56,12 +65,23 @@ static int check_lazy(const struct gpas_map_params *params, bool may_be_lazy)
 	    (!params->lazy || params->memory.shared)) {
 		return -EINVAL;
 	}
+	if (params->mechanism != GPAS_LAZY_AUTO && !params->lazy) {
+		return -EINVAL;
+	}
 	if (!params->lazy) {
 		return params->granule == 0 && params->granule_max == 0
 			       ? 0
 			       : -EINVAL;
 	}
 	floor = granule_floor(params);
+	if (params->mechanism > GPAS_LAZY_UFFD) {
+		return -EINVAL;
+	}
+	if (params->mechanism == GPAS_LAZY_UFFD &&
+	    params->memory.kind != GPAS_MEMORY_ANON &&
+	    params->memory.kind != GPAS_MEMORY_MEMFD) {
+		return -EOPNOTSUPP;
+	}
 	if (!may_be_lazy || check_granule(params->granule, floor) != 0) {
 		return -EINVAL;
 	}
@@ -106,7 +126,6 @@ static int backing_create(enum gpas_region_kind kind,
 	struct backing *backing = calloc(1, sizeof(*backing));
 	const char *name =
 		params->name != NULL ? params->name : kind_name(kind);
-	uint64_t floor = granule_floor(params);
 
 	if (backing == NULL) {
 		return -ENOMEM;
@@ -117,8 +136,7 @@ static int backing_create(enum gpas_region_kind kind,
 	backing->lazy = params->lazy;
 	backing->granule = params->granule;
 	if (params->granule == 0) {
-		backing->granule =
-			floor > DEFAULT_GRANULE ? floor : DEFAULT_GRANULE;
+		backing->granule = default_granule(params);
 	}
 	backing->granule_max = params->granule_max > backing->granule
 				       ? params->granule_max
@@ -268,12 +286,16 @@ static int insert_alloc(struct gpas *space, struct backing *backing,
 		memory_piecewise(backing->memory);
 	}
 	err = pt_check_host(space->format, backing->host, size);
+	if (err == 0 && params->mechanism == GPAS_LAZY_UFFD) {
+		err = uffd_add(space, backing, start.value);
+	}
 	if (err == 0) {
 		err = insert(space, backing, start.value, start.value + size,
 			     prot);
 	}
 	if (err != 0 && atomic_load(&backing->refs) == 1) {
 		/* No region was made that would retire it. */
+		uffd_remove(space, backing);
 		memory_retire(backing->memory, 0, size);
 	}
 	return err;
@@ -298,11 +320,14 @@ int gpas_map_alloc(struct gpas *space, gpas_gpa start, uint64_t size,
 		return err;
 	}
 	err = txn_open(space, TXN_TAKE, &txn);
-	if (err == 0) {
-		err = insert_alloc(space, backing, start, size, prot, params);
-		err = txn_close(&txn, err);
+	if (err != 0) {
+		backing_put(backing);
+		return err;
 	}
-	backing_put(backing);
+	err = insert_alloc(space, backing, start, size, prot, params);
+	err = txn_conclude(&txn, err);
+	backing_expire(space, backing);
+	txn_unlock(&txn);
 	return err;
 }
 
@@ -379,6 +404,9 @@ int gpas_map_backend(struct gpas *space, gpas_gpa start, uint64_t size,
 	}
 	if (err == 0 && (ops == NULL || ops->populate == NULL)) {
 		err = -EINVAL;
+	}
+	if (err == 0 && params->mechanism == GPAS_LAZY_UFFD) {
+		err = -EOPNOTSUPP; /* whose memory it is, is not known */
 	}
 	if (err == 0) {
 		err = backing_create(GPAS_REGION_BACKEND, params, &backing);

@@ -482,6 +482,10 @@ int mirror_update(struct gpas *space, bool merge)
 	if (mirror->traps_refused && err != -ENOTRECOVERABLE) {
 		give_up_traps(space);
 		err = update(space, merge);
+		if (err != 0) {
+			mirror->lazy =
+				GPAS_LAZY_TRAP; /* they are still there */
+		}
 	}
 	return err;
 }

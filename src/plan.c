@@ -83,27 +83,50 @@ static void plan_init(struct plan *plan, const struct gpas *space,
 	next_extent(plan);
 }
 
-static bool wants_trap(const struct region *region)
+/* What should cover [start, end) of a lazy region where nothing is present. */
+static struct piece absent_piece(const struct region *region, uint64_t start,
+				 uint64_t end)
 {
-	return region->backing->lazy && (region->prot & GPAS_PROT_READ) != 0;
+	const struct backing *backing = region->backing;
+	struct piece piece = { .start = start, .end = end };
+
+	if (!backing->uffd) {
+		piece.trap = true;
+		return piece;
+	}
+	/* A missing page faults in the host: the slot is there already. */
+	piece.host =
+		backing->host + region->offset + (start - region->span.start);
+	if ((region->prot & GPAS_PROT_WRITE) == 0) {
+		piece.flags = KVM_MEM_READONLY;
+	}
+	return piece;
 }
 
-/* The next lazy stretch of the hole [plan->at, hole_end), as a trap. */
-static bool next_trap(struct plan *plan, uint64_t hole_end, struct piece *ret)
+/* Whether the absent parts of @region are covered by slots all the same. */
+static bool covers_absent(const struct plan *plan, const struct region *region)
+{
+	return region->backing->lazy && (region->prot & GPAS_PROT_READ) != 0 &&
+	       (plan->traps || region->backing->uffd);
+}
+
+/* The next lazy stretch of the hole [plan->at, hole_end) that is covered. */
+static bool next_absent(struct plan *plan, uint64_t hole_end, struct piece *ret)
 {
 	const struct region *region = region_from(plan->space, plan->at);
+	uint64_t start;
+	uint64_t end;
 
 	while (region != NULL && region->span.start < hole_end &&
-	       !wants_trap(region)) {
+	       !covers_absent(plan, region)) {
 		region = region_of(region->span.next);
 	}
-	if (!plan->traps || region == NULL || region->span.start >= hole_end) {
+	if (region == NULL || region->span.start >= hole_end) {
 		return false;
 	}
-	*ret = (struct piece){ .trap = true };
-	ret->start =
-		region->span.start > plan->at ? region->span.start : plan->at;
-	ret->end = region->span.end < hole_end ? region->span.end : hole_end;
+	start = region->span.start > plan->at ? region->span.start : plan->at;
+	end = region->span.end < hole_end ? region->span.end : hole_end;
+	*ret = absent_piece(region, start, end);
 	return true;
 }
 
@@ -115,7 +138,7 @@ static bool plan_next(struct plan *plan, struct piece *ret)
 		const struct gpas_extent *extent = &plan->extent;
 
 		if (plan->at < extent->start.value) {
-			if (next_trap(plan, extent->start.value, ret)) {
+			if (next_absent(plan, extent->start.value, ret)) {
 				plan->at = ret->end;
 				return true;
 			}

@@ -153,6 +153,7 @@ void gpas_destroy(struct gpas *space)
 		return;
 	}
 	(void)gpas_abort(space);
+	uffd_stop(space);
 	if (gpas_kvm_detach(space) != -ENOENT && space->mirror != NULL) {
 		/* KVM keeps slots it will not give up; the VM's end frees them.
 		 */

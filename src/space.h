@@ -40,7 +40,12 @@ struct backing {
 	uint64_t memory_offset;	    /* of offset 0 */
 	struct gpas_backend ops;    /* kind BACKEND */
 	struct gpas_filler filler;  /* kind ALLOC */
-	struct claim *claim;	    /* kind DEVICE: a reference */
+	/* Served through userfaultfd: the GPA of offset 0, and the list of the
+	 * space's backings that are. */
+	bool uffd;
+	uint64_t uffd_gpa;
+	struct backing *uffd_next;
+	struct claim *claim; /* kind DEVICE: a reference */
 	char name[GPAS_NAME_BYTES];
 };
 
@@ -130,6 +135,9 @@ struct gpas {
 	int (*pressure)(void *ctx, struct gpas *space, uint64_t wanted);
 	void *pressure_ctx;
 
+	struct uffd *uffd; /* NULL: no region asked for it yet */
+	struct backing *uffd_backings;
+
 	struct mirror *mirror; /* NULL: not attached */
 	struct gpas_stats stats;
 	struct readers readers; /* lock-free */
@@ -198,6 +206,8 @@ int txn_touch(struct gpas *space, uint64_t start, uint64_t end);
 
 /* Gives a reference back; the last one releases. The lock is not held. */
 void backing_put(struct backing *backing);
+/* The same under the lock: the release waits for the unlock. */
+void backing_expire(struct gpas *space, struct backing *backing);
 
 /* Whether present bytes of @backing count against the budget. */
 static inline bool is_charged(const struct backing *backing)
@@ -249,6 +259,26 @@ int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 /* The claim of a device region at @gpa, as part of @ret. */
 void resolve_claim(const struct region *region, uint64_t gpa,
 		   struct resolution *ret);
+
+/* ---- uffd.c --- */
+
+/* Has the missing pages of @backing, which begins at @gpa, reported and served;
+ * starts the server when it is the first. Under the lock. */
+int uffd_add(struct gpas *space, struct backing *backing, uint64_t gpa);
+/* Forgets a backing that is about to be released. Under the lock. */
+void uffd_remove(struct gpas *space, struct backing *backing);
+/* Installs the pages of [offset, offset + size), content and all, and wakes who
+ * waits for them. Under the lock. */
+int uffd_provide(struct gpas *space, const struct backing *backing,
+		 uint64_t offset, uint64_t size);
+/* Ends the server. Not under the lock. */
+void uffd_stop(struct gpas *space);
+/*
+ * A page that could not be provided was made inaccessible, so that KVM_RUN
+ * comes back to say so. Makes one such page missing again and tells its GPA.
+ * False when there is none. Any thread.
+ */
+bool uffd_take_failure(struct gpas *space, uint64_t *gpa);
 
 /* ---- bus.c --------------------------------------------------------- */
 

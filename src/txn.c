@@ -38,10 +38,10 @@ void backing_put(struct backing *backing)
 	}
 }
 
-/* backing_put under the lock: the release has to wait for the unlock. */
-static void backing_expire(struct gpas *space, struct backing *backing)
+void backing_expire(struct gpas *space, struct backing *backing)
 {
 	if (atomic_fetch_sub(&backing->refs, 1) == 1) {
+		uffd_remove(space, backing);
 		backing->next = space->expired;
 		space->expired = backing;
 	}

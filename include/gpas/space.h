@@ -110,6 +110,7 @@ enum gpas_lazy {
 	GPAS_LAZY_AUTO = 0, /* the first of the following that works */
 	GPAS_LAZY_TRAP,	    /* a memslot that faults: KVM_EXIT_MEMORY_FAULT */
 	GPAS_LAZY_ABSENT,   /* no memslot: KVM_EXIT_MMIO */
+	GPAS_LAZY_UFFD, /* userfaultfd: no exit at all; asked for by region */
 };
 
 /*
@@ -140,6 +141,16 @@ struct gpas_map_params {
 	uint64_t granule_max;
 	/* map_alloc: what the memory is made of. */
 	struct gpas_memory_params memory;
+	/*
+	 * map_alloc, lazy: GPAS_LAZY_UFFD has the region served through
+	 * userfaultfd(2), whatever the other regions do; the others mean what
+	 * attaching chose. The region is then one memslot from the start, its
+	 * pages are missing until touched, and a thread that the space owns
+	 * provides them, for vCPUs and for any other toucher. The default
+	 * granule is 4 KiB. For ANON and MEMFD memory. Needs root, access to
+	 * /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd.
+	 */
+	enum gpas_lazy mechanism;
 	/* map_alloc, lazy: its content; a NULL function means zeros, or the
 	 * file's content for GPAS_MEMORY_FILE. A file at an offset, mapped
 	 * privately and lazily, is how a snapshot is restored without copying
@@ -517,6 +528,7 @@ struct gpas_stats {
 	uint64_t fault_time[GPAS_FAULT_TIME_BUCKETS];
 	uint64_t exits_mmio; /* KVM exits by how they came ... */
 	uint64_t exits_memory_fault;
+	uint64_t uffd_faults;	  /* touches that userfaultfd reported */
 	uint64_t exits_fetch;	  /* ... fetches from absent memory */
 	uint64_t lazy_mmio;	  /* MMIO exits that populated lazy memory */
 	uint64_t unclaimed;	  /* accesses to nothing: read as all ones */
