@@ -5,6 +5,7 @@
  * touches, so what it found cannot be freed under it. Where nothing is present
  * it withdraws, lets the fault path populate, and looks again.
  */
+#include "atomic.h"
 #include "space.h"
 
 #include <string.h>
@@ -251,51 +252,6 @@ int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
 }
 
 /* ---- Atomic accesses ----------------------------------------------- */
-
-static int check_atomic(gpas_gpa gpa, unsigned width)
-{
-	bool known = width == 1 || width == 2 || width == 4 || width == 8;
-
-	return known && gpas_is_aligned(gpa.value, width) ? 0 : -EINVAL;
-}
-
-static uint64_t load_atomic(const void *host, unsigned width)
-{
-	switch (width) {
-	case 1:
-		return __atomic_load_n((const uint8_t *)host, __ATOMIC_ACQUIRE);
-	case 2:
-		return __atomic_load_n((const uint16_t *)host,
-				       __ATOMIC_ACQUIRE);
-	case 4:
-		return __atomic_load_n((const uint32_t *)host,
-				       __ATOMIC_ACQUIRE);
-	default:
-		return __atomic_load_n((const uint64_t *)host,
-				       __ATOMIC_ACQUIRE);
-	}
-}
-
-static void store_atomic(void *host, unsigned width, uint64_t value)
-{
-	switch (width) {
-	case 1:
-		__atomic_store_n((uint8_t *)host, (uint8_t)value,
-				 __ATOMIC_RELEASE);
-		break;
-	case 2:
-		__atomic_store_n((uint16_t *)host, (uint16_t)value,
-				 __ATOMIC_RELEASE);
-		break;
-	case 4:
-		__atomic_store_n((uint32_t *)host, (uint32_t)value,
-				 __ATOMIC_RELEASE);
-		break;
-	default:
-		__atomic_store_n((uint64_t *)host, value, __ATOMIC_RELEASE);
-		break;
-	}
-}
 
 /* One width of a compare-and-exchange: the built-in wants typed operands. */
 #define COMPARE_EXCHANGE(type)                                              \

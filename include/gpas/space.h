@@ -420,6 +420,38 @@ GPAS_API int gpas_compare_exchange(struct gpas *space, gpas_gpa gpa,
 				   unsigned width, uint64_t *expected,
 				   uint64_t desired);
 
+/* ---- Views ------------------------------------------------------------- */
+
+/*
+ * A view: one thread's fast way to guest memory.
+ *
+ * It remembers recent translations (a small software TLB) and announces its
+ * thread without the atomic read-modify-write that the plain calls pay. What
+ * the plain calls promise holds for it too: it crosses regions, checks
+ * permission, populates lazy memory, never waits for writers, and when unmap or
+ * protect has returned uses no old translation. One thread at a time uses a
+ * view; any number of views of a space may be open.
+ */
+struct gpas_view;
+
+/* gpas_view_open - a view of @space for the calling thread. -ENOMEM. */
+GPAS_API int gpas_view_open(struct gpas *space, struct gpas_view **ret);
+/* Must come before gpas_destroy. NULL is allowed. */
+GPAS_API void gpas_view_close(struct gpas_view *view);
+
+/* As the plain calls of the same name. */
+GPAS_API int gpas_view_translate(struct gpas_view *view, gpas_gpa gpa,
+				 unsigned access, uint64_t limit,
+				 struct gpas_translation *ret);
+GPAS_API int gpas_view_read(struct gpas_view *view, gpas_gpa gpa, void *buffer,
+			    size_t size, size_t *done);
+GPAS_API int gpas_view_write(struct gpas_view *view, gpas_gpa gpa,
+			     const void *buffer, size_t size, size_t *done);
+GPAS_API int gpas_view_load(struct gpas_view *view, gpas_gpa gpa,
+			    unsigned width, uint64_t *value);
+GPAS_API int gpas_view_store(struct gpas_view *view, gpas_gpa gpa,
+			     unsigned width, uint64_t value);
+
 /* ---- Faults -------------------------------------------------------- */
 
 enum gpas_fault_kind {
