@@ -43,7 +43,7 @@ static int charge(struct gpas *space, const struct backing *backing,
 		space->short_of = size;
 		return -ENOMEM;
 	}
-	if (is_charged(backing)) {
+	if (space->budget != 0 && is_charged(backing)) {
 		space->charged += size;
 	}
 	return 0;
