@@ -359,9 +359,17 @@ static int probe(struct audit *audit, const struct slot *slot, uint64_t gpa)
 					     "a memory fault" };
 	enum gpas_seen seen = GPAS_SEEN_MEMORY;
 	uint64_t value = 0;
-	int err = audit->params->probe(audit->params->ctx, gpas_gpa_at(gpa),
-				       &seen, &value);
+	struct gpas_extent extent;
+	int err;
 
+	/* Absent memory in a slot is userfaultfd's: to touch it would mean to
+	 * wait for its server, which needs the lock. */
+	if (slot != NULL && !slot->trap &&
+	    pt_lookup(audit->space->table, gpa, &extent) != 0) {
+		return 0;
+	}
+	err = audit->params->probe(audit->params->ctx, gpas_gpa_at(gpa), &seen,
+				   &value);
 	if (err != 0) {
 		return err == -ENOENT ? 0 : err;
 	}
@@ -624,16 +632,13 @@ static int check_host(struct audit *audit)
 
 static int audit_kvm(struct audit *audit)
 {
-	struct mirror *mirror = audit->space->mirror;
-	int err;
+	bool paused;
+	int err = mirror_hold_vcpus(audit->space, &paused);
 
-	/* Keeps vCPUs out: those that come wait for the lock. */
-	atomic_store(&mirror->replacing, 1);
-	if (mirror_is_live(mirror)) {
-		atomic_store(&mirror->replacing, 0);
-		return -EBUSY;
+	if (err != 0) {
+		return err;
 	}
-	audit->vm_fd = mirror->params.vm_fd;
+	audit->vm_fd = audit->space->mirror->params.vm_fd;
 	err = check_slots(audit);
 	if (err == 0 && audit->params->vcpu != NULL) {
 		check_translations(audit);
@@ -641,7 +646,7 @@ static int audit_kvm(struct audit *audit)
 	if (err == 0 && audit->params->probe != NULL) {
 		err = check_probes(audit);
 	}
-	atomic_store(&mirror->replacing, 0);
+	mirror_release_vcpus(audit->space, paused);
 	return err;
 }
 

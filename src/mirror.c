@@ -326,7 +326,7 @@ static bool replaces(const struct mirror *mirror, const struct diff *diff)
 	return false;
 }
 
-static void release_vcpus(struct gpas *space, bool paused)
+void mirror_release_vcpus(struct gpas *space, bool paused)
 {
 	struct mirror *mirror = space->mirror;
 
@@ -354,9 +354,7 @@ static bool all_stopped(const struct mirror *mirror)
 	return true;
 }
 
-/* Sees to it that no vCPU runs until release_vcpus(). *@paused: whether the
- * embedder's callback was called. */
-static int hold_vcpus(struct gpas *space, bool *paused)
+int mirror_hold_vcpus(struct gpas *space, bool *paused)
 {
 	struct mirror *mirror = space->mirror;
 
@@ -368,8 +366,8 @@ static int hold_vcpus(struct gpas *space, bool *paused)
 	if (mirror->params.pause == NULL) {
 		atomic_store(&mirror->replacing, 0);
 		space_log(space, GPAS_LOG_ERROR,
-			  "refused: the change replaces a memslot while a vCPU "
-			  "runs, and no pause callback was given");
+			  "refused: a vCPU runs while memslots are to be "
+			  "replaced or audited, and there is no pause callback");
 		return -EBUSY;
 	}
 	*paused = true;
@@ -378,7 +376,7 @@ static int hold_vcpus(struct gpas *space, bool *paused)
 	if (all_stopped(mirror)) {
 		return 0;
 	}
-	release_vcpus(space, true);
+	mirror_release_vcpus(space, true);
 	space_log(space, GPAS_LOG_ERROR,
 		  "refused: the pause callback returned while a vCPU runs");
 	return -EBUSY;
@@ -389,7 +387,7 @@ static int commit(struct gpas *space, struct diff *diff)
 	struct mirror *mirror = space->mirror;
 	bool hold = replaces(mirror, diff);
 	bool paused = false;
-	int err = hold ? hold_vcpus(space, &paused) : 0;
+	int err = hold ? mirror_hold_vcpus(space, &paused) : 0;
 
 	if (err != 0) {
 		diff_drop(mirror, diff);
@@ -404,7 +402,7 @@ static int commit(struct gpas *space, struct diff *diff)
 		diff_drop(mirror, diff);
 	}
 	if (hold) {
-		release_vcpus(space, paused);
+		mirror_release_vcpus(space, paused);
 	}
 	return err;
 }
@@ -441,10 +439,13 @@ static int diff_squeeze(struct gpas *space, struct diff *diff)
 /* Makes and carries out one diff. */
 static int update(struct gpas *space, bool merge)
 {
+	bool live = mirror_is_live(space->mirror);
+	bool can_hold = !live || space->mirror->params.pause != NULL;
 	struct diff diff;
 	int err;
 
-	err = diff_make(space, merge && !mirror_is_live(space->mirror), &diff);
+	/* Joining for tidiness is not worth stopping anybody for. */
+	err = diff_make(space, space->merge ? can_hold : merge && !live, &diff);
 	if (err == 0 && !fits(space->mirror, &diff)) {
 		err = diff_squeeze(space, &diff);
 	}
@@ -479,6 +480,9 @@ int mirror_update(struct gpas *space, bool merge)
 		return mirror_remove_all(space);
 	}
 	err = update(space, merge);
+	if (mirror->slots.count < mirror->params.slot_count / 2) {
+		atomic_store(&space->slot_floor, 0);
+	}
 	if (mirror->traps_refused && err != -ENOTRECOVERABLE) {
 		give_up_traps(space);
 		err = update(space, merge);

@@ -146,6 +146,11 @@ int mirror_check(struct gpas *space);
 /* Whether some vCPU is in KVM_RUN. */
 bool mirror_is_live(const struct mirror *mirror);
 
+/* Sees to it that no vCPU runs until mirror_release_vcpus(). *@paused: whether
+ * the embedder's callback was called. -EBUSY: some vCPU runs all the same. */
+int mirror_hold_vcpus(struct gpas *space, bool *paused);
+void mirror_release_vcpus(struct gpas *space, bool paused);
+
 static inline struct slot *slot_of(struct span *span)
 {
 	return (struct slot *)span;

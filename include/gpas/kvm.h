@@ -56,8 +56,10 @@ struct gpas_kvm_params {
 GPAS_API int gpas_kvm_attach(struct gpas *space,
 			     const struct gpas_kvm_params *params);
 
-/* gpas_kvm_detach - remove every slot the space installed. The VM's vCPUs must
- * not be running. -ENOENT: not attached. */
+/* gpas_kvm_detach - remove every slot the space installed.
+ * Errors: -ENOENT not attached; -EBUSY a vCPU is still registered, or this
+ * thread has a group open; the errno of an ioctl that KVM refused, upon which
+ * the space is as after -ENOTRECOVERABLE and the call may be repeated. */
 GPAS_API int gpas_kvm_detach(struct gpas *space);
 
 /* What attaching decided. */
@@ -86,6 +88,7 @@ struct gpas_vcpu {
 	struct gpas_vcpu *next;
 	int running; /* atomic: in KVM_RUN, or about to be */
 	unsigned repeats;
+	unsigned failures;
 	uint64_t last_gpa;
 	uint64_t last_pc;
 	uint64_t last_change;
@@ -163,7 +166,8 @@ GPAS_API int gpas_kvm_handle_exit(struct gpas_vcpu *vcpu, int result,
  * The usual run loop is this call until kind is not GPAS_EXIT_RESUME. An
  * embedder that issues KVM_RUN itself brackets it: gpas_vcpu_enter() before
  * the ioctl, gpas_kvm_handle_exit() after it. Enter waits while another thread
- * replaces live slots.
+ * replaces live slots. One that has entered and then does not issue the ioctl
+ * hands -EINTR to gpas_kvm_handle_exit().
  */
 GPAS_API int gpas_vcpu_run(struct gpas_vcpu *vcpu, struct gpas_exit *ret);
 GPAS_API void gpas_vcpu_enter(struct gpas_vcpu *vcpu);
@@ -229,16 +233,16 @@ struct gpas_audit {
  *
  * Each finding is logged as an error. Slots are left as they were: all the
  * questions are requests that KVM refuses or that change nothing, except that
- * a page found without its slot is covered for a moment. No vCPU may be in
- * KVM_RUN, and none enters meanwhile. @params and @ret may be NULL; @ret is
- * also filled in with -EUCLEAN. Takes time in proportion to the slot numbers,
- * the absent lazy memory (a byte a page) and the process's mappings.
+ * a page found without its slot is covered for a moment. vCPUs that run are
+ * paused by the callbacks given to gpas_kvm_attach(). @params and @ret may be
+ * NULL; @ret is also filled in with -EUCLEAN. Takes time in proportion to the
+ * slot numbers, the absent lazy memory and the process's mappings.
  *
  * Returns 0 when all is as it should be, -EUCLEAN when it is not. Errors:
- * -EBUSY a vCPU is in KVM_RUN, or this thread has a group open; -ENOSPC all
- * slot numbers are in use (one is needed to ask with); -ENOTRECOVERABLE;
- * -ENOMEM; the errno of an ioctl or of the probe. Without a VM attached only
- * the host is asked.
+ * -EBUSY a vCPU runs and cannot be paused, or this thread has a group open;
+ * -ENOSPC all slot numbers are in use, and one is needed to ask with;
+ * -ENOTRECOVERABLE; -ENOMEM; the errno of an ioctl or of the probe. Without a
+ * VM attached only the host is asked.
  */
 GPAS_API int gpas_audit(struct gpas *space,
 			const struct gpas_audit_params *params,
