@@ -109,6 +109,15 @@ static void store_little_endian(uint8_t *bytes, unsigned width, uint64_t value)
 	}
 }
 
+/* -ENOENT is the library's word for an address that nobody claims. */
+static int call_device(const struct gpas_device *device,
+		       struct gpas_device_access *access)
+{
+	int err = device->access(device->ctx, access);
+
+	return err == -ENOENT ? -EIO : err;
+}
+
 /* One call of the device, for @width bytes at @offset. */
 static int access_piece(const struct gpas_device *device, uint64_t offset,
 			uint8_t *bytes, unsigned width, bool write)
@@ -119,7 +128,7 @@ static int access_piece(const struct gpas_device *device, uint64_t offset,
 		.write = write,
 		.value = write ? load_little_endian(bytes, width) : 0,
 	};
-	int err = device->access(device->ctx, &access);
+	int err = call_device(device, &access);
 
 	if (err == 0 && !write) {
 		store_little_endian(bytes, width, access.value);
@@ -176,7 +185,7 @@ int claim_access_register(struct claim *claim, uint64_t count, uint64_t offset,
 	int err = -EINVAL;
 
 	if (offset < count && (claim->device.widths & GPAS_WIDTH_8) != 0) {
-		err = claim->device.access(claim->device.ctx, &access);
+		err = call_device(&claim->device, &access);
 	}
 	if (!write) {
 		*value = err == 0 ? access.value : UINT64_MAX;

@@ -18,6 +18,10 @@
  * an error. The first repeat can be innocent: another vCPU repaired it. */
 #define MAX_REPEATS 3
 
+/* However much changes meanwhile, so many failures of KVM_RUN in a row are an
+ * error. */
+#define MAX_FAILURES 64
+
 /* Notes one more fault at @gpa with the instruction at @pc; whether it is one
  * too many. */
 static bool repeats_too_often(struct gpas_vcpu *vcpu, uint64_t gpa, uint64_t pc)
@@ -38,6 +42,7 @@ static bool repeats_too_often(struct gpas_vcpu *vcpu, uint64_t gpa, uint64_t pc)
 static void forget_repeats(struct gpas_vcpu *vcpu)
 {
 	vcpu->repeats = 0;
+	vcpu->failures = 0;
 	vcpu->last_gpa = UINT64_MAX;
 }
 
@@ -369,7 +374,8 @@ static int handle_failure(struct gpas_vcpu *vcpu, int result,
 	if (result == -EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
 		return handle_memory_fault(vcpu, exit);
 	}
-	if (result == -EFAULT && !repeats_too_often(vcpu, 0, 0)) {
+	if (result == -EFAULT && ++vcpu->failures < MAX_FAILURES &&
+	    !repeats_too_often(vcpu, 0, 0)) {
 		return 0; /* a mapping may have been changing under KVM */
 	}
 	space_log(vcpu->space, GPAS_LOG_ERROR, "KVM_RUN: %s%s",

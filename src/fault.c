@@ -49,6 +49,31 @@ static int charge(struct gpas *space, const struct backing *backing,
 	return 0;
 }
 
+/*
+ * Provides memory of the space's own. It is noted, so that undoing leaves no
+ * content behind; userfaultfd's pages are there for others to touch at once
+ * and stay.
+ */
+static int provide_owned(struct gpas *space, struct region *region,
+			 uint64_t start, uint64_t size)
+{
+	const struct backing *backing = region->backing;
+	uint64_t offset = region->offset + (start - region->span.start);
+	int err;
+
+	if (backing->uffd) {
+		return uffd_provide(space, backing, offset, size);
+	}
+	err = txn_expect_populate(space);
+	if (err == 0) {
+		err = fill(backing, start, offset, size);
+	}
+	if (err == 0) {
+		txn_note_populate(space, region, start, start + size);
+	}
+	return err;
+}
+
 /* Provides [start, *end) of a region: where it is, perhaps less of it. */
 static int provide(struct gpas *space, struct region *region, uint64_t start,
 		   uint64_t *end, uint64_t *host)
@@ -60,11 +85,13 @@ static int provide(struct gpas *space, struct region *region, uint64_t start,
 	void *at = NULL;
 	int err;
 
+	if (backing->kind == GPAS_REGION_ALLOC) {
+		*host = backing->host + offset;
+		return provide_owned(space, region, start, size);
+	}
 	if (backing->kind != GPAS_REGION_BACKEND) {
 		*host = backing->host + offset;
-		return backing->uffd
-			       ? uffd_provide(space, backing, offset, size)
-			       : fill(backing, start, offset, size);
+		return 0;
 	}
 	err = txn_expect_populate(space);
 	if (err == 0) {
@@ -243,6 +270,7 @@ static int populate_granule(struct gpas *space, struct region *region,
 
 	if (reach->floor > granule) {
 		hole = granule_around(region, gpa, reach->floor);
+		space->merge = true;
 	} else {
 		hole = granule_around(region, gpa, granule);
 		hole = absent_around(space, hole, gpa);
@@ -295,33 +323,25 @@ void resolve_claim(const struct region *region, uint64_t gpa,
 		region->offset + (region->span.end - region->span.start);
 }
 
-/* Resolves under the lock; @region is what contains @gpa, or NULL. */
-static int resolve_locked(struct gpas *space, struct region *region,
-			  uint64_t gpa, const struct reach *reach,
-			  struct resolution *ret)
+/*
+ * What becomes of the access in @ret->fault, under the lock. False: it is to
+ * lazy memory that has to be made present first.
+ */
+static bool answer(const struct gpas *space, const struct region *region,
+		   struct resolution *ret)
 {
 	struct gpas_fault *fault = &ret->fault;
 	struct gpas_extent extent;
-	int err;
 
 	fault->kind = judge(region, fault->wanted);
 	if (region != NULL) {
 		describe(region, fault);
 	}
 	if (fault->kind == GPAS_FAULT_DEVICE) {
-		resolve_claim(region, gpa, ret);
+		resolve_claim(region, fault->gpa.value, ret);
 	}
-	if (fault->kind != GPAS_FAULT_RESUME ||
-	    pt_lookup(space->table, gpa, &extent) == 0) {
-		return 0;
-	}
-	err = populate_granule(space, region, gpa, reach, &fault->populated);
-	if (err != 0) {
-		fault->kind = GPAS_FAULT_FAILED;
-		fault->error = err;
-		fault->populated = 0;
-	}
-	return err;
+	return fault->kind != GPAS_FAULT_RESUME ||
+	       pt_lookup(space->table, fault->gpa.value, &extent) == 0;
 }
 
 static void count_fault(struct gpas *space, const struct gpas_fault *fault)
@@ -344,25 +364,12 @@ static void count_time(struct gpas *space, uint64_t ns)
 	count(&space->stats.fault_time[bucket], 1);
 }
 
-/* Whether the answer needs no change: then no transaction is opened. */
-static bool resolve_at_rest(struct gpas *space, uint64_t gpa,
-			    struct resolution *ret)
-{
-	struct region *region = region_find(space, gpa);
-	struct gpas_extent extent;
-
-	if (judge(region, ret->fault.wanted) == GPAS_FAULT_RESUME &&
-	    pt_lookup(space->table, gpa, &extent) != 0) {
-		return false;
-	}
-	return resolve_locked(space, region, gpa, NULL, ret) == 0;
-}
-
 /* One attempt to make @gpa present, as a transaction. The outcome is in @ret;
  * @short_of: the bytes that the budget lacks, if that is why it failed. */
 static int attempt(struct gpas *space, uint64_t gpa, const struct reach *reach,
 		   struct resolution *ret, uint64_t *short_of)
 {
+	struct region *region;
 	struct txn txn;
 	int err = txn_open(space, TXN_TAKE, &txn);
 
@@ -371,7 +378,11 @@ static int attempt(struct gpas *space, uint64_t gpa, const struct reach *reach,
 		return err;
 	}
 	space->short_of = 0;
-	err = resolve_locked(space, region_find(space, gpa), gpa, reach, ret);
+	region = region_find(space, gpa);
+	if (!answer(space, region, ret)) {
+		err = populate_granule(space, region, gpa, reach,
+				       &ret->fault.populated);
+	}
 	err = txn_conclude(&txn, err);
 	if (err == -ENOMEM && !txn.grouped) {
 		*short_of = space->short_of;
@@ -397,6 +408,19 @@ static bool relieved(struct gpas *space, uint64_t wanted)
 #define FLOOR_STEP 8
 #define MAX_FLOOR  (UINT64_C(1) << 30)
 
+/* The next larger unit to try. It stays, so that the faults to come do not run
+ * into the limit each anew, until plenty of slots are free (txn.c). */
+static uint64_t raise_floor(struct gpas *space, uint64_t floor)
+{
+	floor = floor == 0 ? MIN_FLOOR : floor * FLOOR_STEP;
+	atomic_store(&space->slot_floor, floor);
+	space_log(space, GPAS_LOG_WARNING,
+		  "memslots are short: making at least %llu KiB present at a "
+		  "time",
+		  (unsigned long long)(floor >> 10));
+	return floor;
+}
+
 /*
  * Makes @gpa present. Where the budget is short the embedder is asked; where
  * memslots are, larger units are tried, which join slots that are apart.
@@ -405,7 +429,10 @@ static int make_present(struct gpas *space, uint64_t gpa, uint64_t ahead,
 			struct resolution *ret)
 {
 	const struct gpas_fault question = ret->fault;
-	struct reach reach = { .ahead = ahead };
+	struct reach reach = {
+		.floor = atomic_load(&space->slot_floor),
+		.ahead = ahead,
+	};
 	unsigned asked = 0;
 
 	for (;;) {
@@ -413,13 +440,9 @@ static int make_present(struct gpas *space, uint64_t gpa, uint64_t ahead,
 		int err = attempt(space, gpa, &reach, ret, &short_of);
 
 		if (err == -ENOSPC && reach.floor < MAX_FLOOR) {
-			reach.floor = reach.floor == 0
-					      ? MIN_FLOOR
-					      : reach.floor * FLOOR_STEP;
-			space_log(space, GPAS_LOG_WARNING,
-				  "memslots are short: making %llu KiB "
-				  "present at a time",
-				  (unsigned long long)(reach.floor >> 10));
+			reach.floor = raise_floor(space, reach.floor);
+		} else if (err != 0 && reach.ahead != 0) {
+			reach.ahead = 0; /* less may be possible */
 		} else if (short_of == 0 || asked++ == MAX_PRESSURE ||
 			   !relieved(space, short_of)) {
 			return err;
@@ -439,7 +462,7 @@ int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 		.fault = { .gpa = { gpa }, .wanted = access },
 	};
 	locked = space_lock(space);
-	done = resolve_at_rest(space, gpa, ret);
+	done = answer(space, region_find(space, gpa), ret);
 	space_unlock(space, locked);
 	if (!done) {
 		uint64_t begun = clock_ns();

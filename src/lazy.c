@@ -9,28 +9,52 @@
 
 /* ---- Giving back --------------------------------------------------- */
 
-static bool can_discard(const struct region *region)
+/* The part of [start, end) that lies in @region. */
+static struct window part_of(const struct region *region, uint64_t start,
+			     uint64_t end)
+{
+	struct window part = { start, end };
+
+	if (part.start < region->span.start) {
+		part.start = region->span.start;
+	}
+	if (part.end > region->span.end) {
+		part.end = region->span.end;
+	}
+	return part;
+}
+
+static int can_discard(const struct region *region, struct window part)
 {
 	const struct backing *backing = region->backing;
 
-	return backing->kind == GPAS_REGION_ALLOC ||
-	       (backing->kind == GPAS_REGION_BACKEND && backing->lazy);
+	if (backing->kind == GPAS_REGION_ALLOC) {
+		uint64_t offset =
+			region->offset + (part.start - region->span.start);
+
+		return gpas_is_aligned(offset | (part.end - part.start),
+				       memory_page_bytes(backing->memory))
+			       ? 0
+			       : -EINVAL;
+	}
+	return backing->kind == GPAS_REGION_BACKEND && backing->lazy
+		       ? 0
+		       : -EOPNOTSUPP;
 }
 
 static int check_discard(const struct gpas *space, uint64_t start, uint64_t end)
 {
 	const struct region *region = region_find(space, start);
+	int err = 0;
 
-	for (uint64_t at = start; at < end;
+	for (uint64_t at = start; err == 0 && at < end;
 	     at = region->span.end, region = region_of(region->span.next)) {
 		if (region == NULL || region->span.start > at) {
 			return -ENOENT;
 		}
-		if (!can_discard(region)) {
-			return -EOPNOTSUPP;
-		}
+		err = can_discard(region, part_of(region, start, end));
 	}
-	return 0;
+	return err;
 }
 
 /* Takes the lazy parts of the range out of the table. */
@@ -41,13 +65,12 @@ static int make_absent(struct gpas *space, uint64_t start, uint64_t end)
 
 	for (; err == 0 && region != NULL && region->span.start < end;
 	     region = region_of(region->span.next)) {
-		uint64_t at =
-			region->span.start > start ? region->span.start : start;
-		uint64_t to = region->span.end < end ? region->span.end : end;
+		struct window part = part_of(region, start, end);
 
 		if (region->backing->lazy) {
-			txn_discharge(space, at, to);
-			err = pt_unmap(space->table, at, to - at);
+			txn_discharge(space, part.start, part.end);
+			err = pt_unmap(space->table, part.start,
+				       part.end - part.start);
 		}
 	}
 	space->wait_for_readers = true;
@@ -64,17 +87,17 @@ static int drop_memory(struct gpas *space, uint64_t start, uint64_t end)
 	for (; region != NULL && region->span.start < end;
 	     region = region_of(region->span.next)) {
 		struct backing *backing = region->backing;
-		uint64_t at =
-			region->span.start > start ? region->span.start : start;
-		uint64_t to = region->span.end < end ? region->span.end : end;
-		uint64_t offset = region->offset + (at - region->span.start);
+		struct window part = part_of(region, start, end);
+		uint64_t size = part.end - part.start;
+		uint64_t offset =
+			region->offset + (part.start - region->span.start);
 		int err = 0;
 
 		if (backing->kind == GPAS_REGION_ALLOC) {
 			err = gpas_memory_discard(backing->memory, offset,
-						  to - at);
+						  size);
 		} else if (backing->ops.retire != NULL) {
-			backing->ops.retire(backing->ops.ctx, offset, to - at);
+			backing->ops.retire(backing->ops.ctx, offset, size);
 		}
 		first_error = first_error != 0 ? first_error : err;
 	}
@@ -125,8 +148,8 @@ struct prefault {
 	_Atomic(int) err;	/* the first error, or a request to stop */
 };
 
-/* Commits [at, end) by reading or writing a byte of each page, as the mapping
- * allows. Kernels before 5.14 lack the advice: then by hand. */
+/* Has the host commit every page of @part. Kernels before 5.14 lack the advice:
+ * then by hand, without changing a byte that a guest may be writing. */
 static int commit_pages(const struct gpas_translation *part)
 {
 	int advice = (part->prot & GPAS_PROT_WRITE) != 0 ? MADV_POPULATE_WRITE
@@ -140,9 +163,13 @@ static int commit_pages(const struct gpas_translation *part)
 		return -EFAULT;
 	}
 	for (uint64_t at = 0; at < part->size; at += GPAS_PAGE_BYTES) {
-		volatile uint8_t *byte = (volatile uint8_t *)part->host + at;
+		uint8_t *byte = (uint8_t *)part->host + at;
 
-		(void)*byte;
+		if ((part->prot & GPAS_PROT_WRITE) != 0) {
+			__atomic_fetch_or(byte, 0, __ATOMIC_RELAXED);
+		} else {
+			(void)__atomic_load_n(byte, __ATOMIC_RELAXED);
+		}
 	}
 	return 0;
 }

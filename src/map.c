@@ -57,24 +57,27 @@ static int check_granule(uint64_t granule, uint64_t floor)
 		       : -EINVAL;
 }
 
+/* Eager memory has no granule, no mechanism and no filler. */
+static int check_eager(const struct gpas_map_params *params)
+{
+	return params->granule == 0 && params->granule_max == 0 &&
+			       params->mechanism == GPAS_LAZY_AUTO &&
+			       params->filler.fill == NULL
+		       ? 0
+		       : -EINVAL;
+}
+
 static int check_lazy(const struct gpas_map_params *params, bool may_be_lazy)
 {
-	uint64_t floor;
+	uint64_t granule = params->granule != 0 ? params->granule
+						: default_granule(params);
+	int err;
 
-	if (params->filler.fill != NULL &&
-	    (!params->lazy || params->memory.shared)) {
-		return -EINVAL;
-	}
-	if (params->mechanism != GPAS_LAZY_AUTO && !params->lazy) {
-		return -EINVAL;
-	}
 	if (!params->lazy) {
-		return params->granule == 0 && params->granule_max == 0
-			       ? 0
-			       : -EINVAL;
+		return check_eager(params);
 	}
-	floor = granule_floor(params);
-	if (params->mechanism > GPAS_LAZY_UFFD) {
+	if (!may_be_lazy || params->mechanism > GPAS_LAZY_UFFD ||
+	    (params->filler.fill != NULL && params->memory.shared)) {
 		return -EINVAL;
 	}
 	if (params->mechanism == GPAS_LAZY_UFFD &&
@@ -82,11 +85,8 @@ static int check_lazy(const struct gpas_map_params *params, bool may_be_lazy)
 	    params->memory.kind != GPAS_MEMORY_MEMFD) {
 		return -EOPNOTSUPP;
 	}
-	if (!may_be_lazy || check_granule(params->granule, floor) != 0) {
-		return -EINVAL;
-	}
-	return check_granule(params->granule_max,
-			     params->granule > floor ? params->granule : floor);
+	err = check_granule(params->granule, granule_floor(params));
+	return err != 0 ? err : check_granule(params->granule_max, granule);
 }
 
 /* What every mapping call checks before it allocates anything. */

@@ -402,6 +402,16 @@ void gpas_memory_put(struct gpas_memory *memory)
 	release(memory);
 }
 
+bool memory_belongs_to_others(const struct gpas_memory *memory)
+{
+	return memory->kind == GPAS_MEMORY_FILE && memory->shared;
+}
+
+uint64_t memory_page_bytes(const struct gpas_memory *memory)
+{
+	return memory->page_bytes;
+}
+
 void *gpas_memory_host(const struct gpas_memory *memory)
 {
 	return memory->host;

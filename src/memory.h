@@ -41,6 +41,12 @@ int memory_create_at(uint64_t size, const struct gpas_memory_params *params,
  * inaccessible from now on. Never fails visibly. */
 void memory_retire(struct gpas_memory *memory, uint64_t offset, uint64_t size);
 
+/* Whether the bytes are a file's of the caller's, shared with it. */
+bool memory_belongs_to_others(const struct gpas_memory *memory);
+
+/* The unit the object's memory comes in: 4 KiB, or a huge page. */
+uint64_t memory_page_bytes(const struct gpas_memory *memory);
+
 /* Advises the host that the range is filled piece by piece (no transparent
  * huge pages), so that presence is decided by the table alone. */
 void memory_piecewise(struct gpas_memory *memory);

@@ -365,9 +365,10 @@ int mirror_hold_vcpus(struct gpas *space, bool *paused)
 	}
 	if (mirror->params.pause == NULL) {
 		atomic_store(&mirror->replacing, 0);
-		space_log(space, GPAS_LOG_ERROR,
-			  "refused: a vCPU runs while memslots are replaced or "
-			  "audited, and there is no pause callback");
+		space_log(
+			space, GPAS_LOG_ERROR,
+			"refused: a vCPU runs while memslots are to be "
+			"replaced or audited, and there is no pause callback");
 		return -EBUSY;
 	}
 	*paused = true;
@@ -439,10 +440,13 @@ static int diff_squeeze(struct gpas *space, struct diff *diff)
 /* Makes and carries out one diff. */
 static int update(struct gpas *space, bool merge)
 {
+	bool live = mirror_is_live(space->mirror);
+	bool can_hold = !live || space->mirror->params.pause != NULL;
 	struct diff diff;
 	int err;
 
-	err = diff_make(space, merge && !mirror_is_live(space->mirror), &diff);
+	/* Joining for tidiness is not worth stopping anybody for. */
+	err = diff_make(space, space->merge ? can_hold : merge && !live, &diff);
 	if (err == 0 && !fits(space->mirror, &diff)) {
 		err = diff_squeeze(space, &diff);
 	}
@@ -477,6 +481,9 @@ int mirror_update(struct gpas *space, bool merge)
 		return mirror_remove_all(space);
 	}
 	err = update(space, merge);
+	if (mirror->slots.count < mirror->params.slot_count / 2) {
+		atomic_store(&space->slot_floor, 0);
+	}
 	if (mirror->traps_refused && err != -ENOTRECOVERABLE) {
 		give_up_traps(space);
 		err = update(space, merge);

@@ -110,6 +110,10 @@ struct gpas {
 	struct span_set claims[GPAS_ADDRESS_KIND_COUNT]; /* GPA: unused */
 	struct reservation reservation; /* host NULL: one a region */
 
+	/* Slots are short: the least unit that faults make present, or 0. Read
+	 * without the lock. */
+	_Atomic(uint64_t) slot_floor;
+
 	/* The open transaction. */
 	struct change *changes;
 	size_t change_count;
@@ -118,6 +122,7 @@ struct gpas {
 	size_t window_count;
 	size_t window_capacity;
 	bool wait_for_readers;
+	bool merge; /* slots are short: join those of the windows */
 	uint64_t settled_charge; /* what charged was when the journal was empty
 				  */
 	/* Memory that left the space in this transaction may still occupy its

@@ -383,6 +383,24 @@ static void reinsert_run(struct gpas *space, struct region *first,
 	}
 }
 
+/* Takes back what was provided for a part of a region that is absent again. */
+static void take_back(const struct change *change)
+{
+	const struct region *region = change->region;
+	struct backing *backing = region->backing;
+	uint64_t offset = region->offset + change->start - region->span.start;
+	uint64_t size = change->end - change->start;
+
+	if (backing->kind == GPAS_REGION_BACKEND) {
+		if (backing->ops.retire != NULL) {
+			backing->ops.retire(backing->ops.ctx, offset, size);
+		}
+	} else if (backing->lazy &&
+		   !memory_belongs_to_others(backing->memory)) {
+		(void)gpas_memory_discard(backing->memory, offset, size);
+	}
+}
+
 static void undo_change(struct gpas *space, const struct change *change)
 {
 	struct region *region = change->region;
@@ -412,15 +430,9 @@ static void undo_change(struct gpas *space, const struct change *change)
 		region->prot = change->prot;
 		break;
 	case CHANGE_POPULATE:
-		/* The table was undone first: wait, then take it back. */
+		/* The table was undone first. */
 		readers_wait(&space->readers);
-		if (region->backing->ops.retire != NULL) {
-			region->backing->ops.retire(
-				region->backing->ops.ctx,
-				region->offset + change->start -
-					region->span.start,
-				change->end - change->start);
-		}
+		take_back(change);
 		break;
 	}
 }
@@ -491,6 +503,7 @@ static void settle(struct gpas *space)
 	space->change_count = 0;
 	space->window_count = 0;
 	space->wait_for_readers = false;
+	space->merge = false;
 	space->reservation_busy = false;
 	space->settled_charge = space->charged;
 }

@@ -58,8 +58,8 @@ struct gpas_params {
 	unsigned max_leaf_shift;		/* 12, 21, 30; 0 means 30 */
 	const struct gpas_frame_ops *frame_ops; /* see pgtable.h */
 	void *frame_ctx;
-	/* Receives one line without a newline; NULL is silence. Called with the
-	 * space's lock held. */
+	/* Receives one line without a newline; NULL is silence. Called with or
+	 * without the space's lock held, by any thread that is in a call. */
 	void (*log)(void *ctx, enum gpas_log_level level, const char *line);
 	void *log_ctx;
 	enum gpas_log_level log_level; /* the most verbose level wanted */
@@ -118,9 +118,11 @@ enum gpas_lazy {
  *
  * fill writes all of [host, host + size), which stands for [gpa, gpa + size)
  * of the guest, before the guest or any reader can see it. Memory arrives
- * zeroed. It is called once for every piece that becomes present, with the
- * space's lock held. An error reaches the fault's record; what was written so
- * far is dropped.
+ * zeroed. It is called for every piece that becomes present, with the space's
+ * lock held; a piece is any number of pages. An error reaches the fault's
+ * record; what was written so far is dropped. It may be called again for the
+ * same piece, and then finds what it wrote, when a later step of making it
+ * present failed.
  */
 struct gpas_filler {
 	int (*fill)(void *ctx, gpas_gpa gpa, void *host, uint64_t size);
@@ -217,8 +219,8 @@ struct gpas_backend {
 	 * writable for the host, with its content in place, and set *host to
 	 * where it is, page-aligned. The call may lower *size to a smaller
 	 * multiple of 4 KiB, not 0, and is then asked again for the rest. A
-	 * lazy mapping asks granule by granule, clipped to what is not present
-	 * yet; an eager one asks for all of it. Returns 0, or -errno, which
+	 * fault asks for a granule or more, clipped to what is not present yet;
+	 * an eager mapping asks for all of it. Returns 0, or -errno, which
 	 * reaches the fault's record or the map call's caller.
 	 */
 	int (*populate)(void *ctx, uint64_t offset, uint64_t *size,
@@ -248,8 +250,9 @@ GPAS_API int gpas_map_backend(struct gpas *space, gpas_gpa start, uint64_t size,
  * are split. Memory owned by the space is given back to the host.
  *
  * Errors: -EINVAL; -ENOSPC no slot for the pieces; -EBUSY; the errno of an
- * ioctl that KVM refused. Outside begin/commit it never fails for lack of
- * memory.
+ * ioctl that KVM refused. What splitting needs is held in reserve and refilled
+ * by the calls that map, so that outside begin/commit an unmap after one of
+ * those does not fail for lack of memory.
  */
 GPAS_API int gpas_unmap(struct gpas *space, gpas_gpa start, uint64_t size);
 
