@@ -117,10 +117,13 @@ static void check_result(struct stage *stage, int err, int line)
 	}
 }
 
-static void read_word(struct stage *stage, uint64_t page)
+/* Every other reader has a view. */
+static void read_word(struct stage *stage, struct gpas_view *view,
+		      uint64_t page)
 {
 	uint64_t word = 0;
-	int err = gpas_load(stage->space, at(page), 8, &word);
+	int err = view != NULL ? gpas_view_load(view, at(page), 8, &word)
+			       : gpas_load(stage->space, at(page), 8, &word);
 
 	check_result(stage, err, __LINE__);
 	if (err == 0 && !is_fine(word, page)) {
@@ -129,8 +132,8 @@ static void read_word(struct stage *stage, uint64_t page)
 }
 
 /* Bytes of the reader's own: untouched, or what it wrote. */
-static void use_slot(struct stage *stage, uint64_t page, unsigned reader,
-		     uint64_t *random)
+static void use_slot(struct stage *stage, struct gpas_view *view, uint64_t page,
+		     unsigned reader, uint64_t *random)
 {
 	uint8_t bytes[SLOT_BYTES];
 	gpas_gpa slot = at(page + SLOTS_FROM + reader * SLOT_BYTES);
@@ -138,12 +141,17 @@ static void use_slot(struct stage *stage, uint64_t page, unsigned reader,
 
 	if (next_random(random) % 2 == 0) {
 		memset(bytes, (int)reader + 1, sizeof(bytes));
-		err = gpas_write(stage->space, slot, bytes, sizeof(bytes),
-				 NULL);
+		err = view != NULL ? gpas_view_write(view, slot, bytes,
+						     sizeof(bytes), NULL)
+				   : gpas_write(stage->space, slot, bytes,
+						sizeof(bytes), NULL);
 		check_result(stage, err, __LINE__);
 		return;
 	}
-	err = gpas_read(stage->space, slot, bytes, sizeof(bytes), NULL);
+	err = view != NULL
+		      ? gpas_view_read(view, slot, bytes, sizeof(bytes), NULL)
+		      : gpas_read(stage->space, slot, bytes, sizeof(bytes),
+				  NULL);
 	check_result(stage, err, __LINE__);
 	for (size_t i = 0; err == 0 && i < sizeof(bytes); i++) {
 		if (bytes[i] != 0 && bytes[i] != reader + 1) {
@@ -194,15 +202,23 @@ static void *reader(void *ctx)
 	struct stage *stage = ctx;
 	unsigned number = stage->next_thread++;
 	uint64_t random = number + 77;
+	struct gpas_view *view = NULL;
 
+	if (number % 2 == 0 && gpas_view_open(stage->space, &view) != 0) {
+		report(stage, __LINE__, number);
+	}
 	while (!stage->stop) {
 		uint64_t page = next_random(&random) %
 				(AREAS * AREA_BYTES / PAGE) * PAGE;
 
-		read_word(stage, page);
-		use_slot(stage, page, number, &random);
+		read_word(stage, view, page);
+		use_slot(stage, view, page, number, &random);
 		ask(stage, page, &random);
+		/* Near it as well: a view remembers few pages. */
+		page = page / (32 * PAGE) * (32 * PAGE);
+		read_word(stage, view, page);
 	}
+	gpas_view_close(view);
 	return NULL;
 }
 
@@ -339,7 +355,7 @@ static void readers_never_see_what_is_gone(void **state)
 	open_stage(state, &stage, AREAS * AREA_BYTES);
 	memset(areas, 0, sizeof(areas));
 	start(threads, reader, &stage);
-	for (uint64_t n = rounds(2000); n > 0 && !stage.stop; n--) {
+	for (uint64_t n = rounds(1200); n > 0 && !stage.stop; n--) {
 		unsigned i = next_random(&random) % AREAS;
 
 		change_area(&stage, &areas[i], i * AREA_BYTES,
@@ -363,7 +379,7 @@ static void readers_never_see_what_a_group_removed(void **state)
 
 	open_stage(state, &stage, AREAS * AREA_BYTES);
 	start(threads, reader, &stage);
-	for (uint64_t n = rounds(600); n > 0 && !stage.stop; n--) {
+	for (uint64_t n = rounds(300); n > 0 && !stage.stop; n--) {
 		bool commit = next_random(&random) % 2 == 0;
 
 		map_area(&stage, &area, 0, 1);
