@@ -116,9 +116,8 @@ static int provide(struct gpas *space, struct region *region, uint64_t start,
 	return pt_check_host(space->format, *host, given);
 }
 
-/* Fills [start, end) of @region, where nothing is present. */
-static int populate_hole(struct gpas *space, struct region *region,
-			 uint64_t start, uint64_t end)
+int populate_hole(struct gpas *space, struct region *region, uint64_t start,
+		  uint64_t end)
 {
 	struct pt_bounds bounds = { region->span.start, region->span.end };
 	int err = charge(space, region->backing, end - start);

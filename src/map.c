@@ -167,11 +167,11 @@ static void backing_reject(struct backing *backing)
 static int insert(struct gpas *space, struct backing *backing, uint64_t start,
 		  uint64_t end, unsigned prot)
 {
-	uint64_t populated = 0;
+	struct region *region;
 	int err;
 
 	atomic_fetch_add(&backing->refs, 1);
-	err = txn_insert(space, backing, start, end, prot);
+	err = txn_insert(space, backing, start, end, prot, &region);
 	if (err != 0) {
 		atomic_fetch_sub(&backing->refs, 1);
 		return err;
@@ -180,10 +180,9 @@ static int insert(struct gpas *space, struct backing *backing, uint64_t start,
 		return 0;
 	}
 	if (!backing->lazy) {
-		return populate_range(space, region_find(space, start), start,
-				      end, &populated);
+		err = populate_hole(space, region, start, end);
 	}
-	return txn_touch(space, start, end);
+	return err == 0 ? txn_touch(space, start, end) : err;
 }
 
 /*
@@ -450,10 +449,9 @@ int gpas_clear(struct gpas *space)
 }
 
 /* Whether regions that @prot can be given to cover the range wholly. */
-static int check_protect(const struct gpas *space, uint64_t start, uint64_t end,
-			 unsigned prot)
+static int check_protect(const struct gpas *space, const struct region *region,
+			 uint64_t start, uint64_t end, unsigned prot)
 {
-	const struct region *region = region_find(space, start);
 	int err = 0;
 
 	for (uint64_t at = start; at < end && err == 0;
@@ -471,14 +469,13 @@ static int check_protect(const struct gpas *space, uint64_t start, uint64_t end,
 static int protect(struct gpas *space, uint64_t start, uint64_t end,
 		   unsigned prot)
 {
-	struct region *region;
-	int err = check_protect(space, start, end, prot);
+	struct region *region = region_find(space, start);
+	int err = check_protect(space, region, start, end, prot);
 
 	if (err == 0) {
-		err = txn_set_prot(space, start, end, prot);
+		err = txn_set_prot(space, &region, start, end, prot);
 	}
-	for (region = region_find(space, start);
-	     err == 0 && region != NULL && region->span.start < end;
+	for (; err == 0 && region != NULL && region->span.start < end;
 	     region = region_of(region->span.next)) {
 		uint64_t from = region->span.start;
 		uint64_t to = region->span.end;

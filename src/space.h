@@ -51,7 +51,8 @@ struct backing {
 
 /* A range of GPAs with one backing and one permission. */
 struct region {
-	struct span span; /* first: a span in the set is a region */
+	/* First: a span in the set is a region. */
+	alignas(64) struct span span;
 	struct backing *backing;
 	uint64_t offset; /* of span.start in the backing */
 	unsigned prot;
@@ -191,13 +192,13 @@ void space_unlock(struct gpas *space, bool locked);
 
 /* Inserts a new region of @backing (whose first reference it takes over). */
 int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
-	       uint64_t end, unsigned prot);
+	       uint64_t end, unsigned prot, struct region **ret);
 /* Removes [start, end) from the regions, splitting at the ends. */
 int txn_remove(struct gpas *space, uint64_t start, uint64_t end);
 /* Sets the permission of [start, end), which regions cover wholly, splitting
- * and joining. */
-int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
-		 unsigned prot);
+ * and joining. *@first is the region that contains @start, before and after. */
+int txn_set_prot(struct gpas *space, struct region **first, uint64_t start,
+		 uint64_t end, unsigned prot);
 /* Takes the present bytes of [start, end), which are about to leave the table,
  * off the budget's account. */
 void txn_discharge(struct gpas *space, uint64_t start, uint64_t end);
@@ -239,6 +240,9 @@ static inline struct region *region_from(const struct gpas *space, uint64_t gpa)
 
 /* ---- fault.c ------------------------------------------------------- */
 
+/* Makes [start, end) of @region present, where nothing is. */
+int populate_hole(struct gpas *space, struct region *region, uint64_t start,
+		  uint64_t end);
 /* Makes the absent parts of [start, end) of @region present, inside a
  * transaction. Adds what became present to *@populated. */
 int populate_range(struct gpas *space, struct region *region, uint64_t start,

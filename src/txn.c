@@ -108,6 +108,12 @@ static void note(struct gpas *space, struct change change)
 	space->changes[space->change_count++] = change;
 }
 
+/* Aligned, so that what a search reads of a region is in one cache line. */
+static struct region *new_region(void)
+{
+	return aligned_alloc(alignof(struct region), sizeof(struct region));
+}
+
 static void give_spare(struct gpas *space, struct region *region)
 {
 	if (space->spare_count >= SPARE_REGIONS) {
@@ -124,7 +130,7 @@ static struct region *take_spare(struct gpas *space)
 	struct region *region = space->spare;
 
 	if (region == NULL) {
-		return malloc(sizeof(*region));
+		return new_region();
 	}
 	space->spare = region_of(region->span.next);
 	space->spare_count--;
@@ -135,7 +141,7 @@ static struct region *take_spare(struct gpas *space)
 static int refill(struct gpas *space)
 {
 	while (space->spare_count < SPARE_REGIONS) {
-		struct region *region = malloc(sizeof(*region));
+		struct region *region = new_region();
 
 		if (region == NULL) {
 			return -ENOMEM;
@@ -172,14 +178,14 @@ int txn_touch(struct gpas *space, uint64_t start, uint64_t end)
 }
 
 int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
-	       uint64_t end, unsigned prot)
+	       uint64_t end, unsigned prot, struct region **ret)
 {
 	struct region *region;
 
 	if (ensure_changes(space, 1) != 0) {
 		return -ENOMEM;
 	}
-	region = malloc(sizeof(*region));
+	region = new_region();
 	if (region == NULL) {
 		return -ENOMEM;
 	}
@@ -193,18 +199,15 @@ int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
 		return -EEXIST;
 	}
 	note(space, (struct change){ CHANGE_INSERT, .region = region });
+	*ret = region;
 	return 0;
 }
 
-/* Makes @at a boundary between regions, if it is inside one. */
-static int split_at(struct gpas *space, uint64_t at)
+/* Splits @left at @at, which is inside it. The part from @at on is next. */
+static int split(struct gpas *space, struct region *left, uint64_t at)
 {
-	struct region *left = region_find(space, at);
 	struct region *right;
 
-	if (left == NULL || left->span.start == at) {
-		return 0;
-	}
 	if (ensure_changes(space, 1) != 0) {
 		return -ENOMEM;
 	}
@@ -216,27 +219,50 @@ static int split_at(struct gpas *space, uint64_t at)
 	right->span.start = at;
 	right->offset += at - left->span.start;
 	left->span.end = at;
-	left->backing->refs++;
+	atomic_fetch_add(&left->backing->refs, 1);
 	(void)span_insert(&space->regions, &right->span);
 	note(space,
 	     (struct change){ CHANGE_SPLIT, .region = left, .other = right });
 	return 0;
 }
 
+/*
+ * Makes @start and @end boundaries between regions. *@first is the first region
+ * that ends above @start, or NULL; on return the first one from @start on.
+ */
+static int carve(struct gpas *space, struct region **first, uint64_t start,
+		 uint64_t end)
+{
+	struct region *region = *first;
+	int err = 0;
+
+	if (region != NULL && region->span.start < start) {
+		err = split(space, region, start);
+		if (err != 0) {
+			return err;
+		}
+		region = region_of(region->span.next);
+	}
+	*first = region;
+	while (region != NULL && region->span.end <= end) {
+		region = region_of(region->span.next);
+	}
+	if (region != NULL && region->span.start < end) {
+		err = split(space, region, end);
+	}
+	return err;
+}
+
 int txn_remove(struct gpas *space, uint64_t start, uint64_t end)
 {
-	struct region *first;
+	struct region *first = region_from(space, start);
 	struct region *last = NULL;
 	struct span *span;
-	int err = split_at(space, start);
+	int err = carve(space, &first, start, end);
 
-	if (err == 0) {
-		err = split_at(space, end);
-	}
 	if (err == 0) {
 		err = ensure_changes(space, 1);
 	}
-	first = region_from(space, start);
 	if (err != 0 || first == NULL || first->span.start >= end) {
 		return err;
 	}
@@ -262,15 +288,13 @@ static bool can_join(const struct region *left, const struct region *right)
 		       right->offset;
 }
 
-/* Joins what need not be apart from the region before @start to the one that
- * begins at @end. */
-static int join_between(struct gpas *space, uint64_t start, uint64_t end)
+/* Joins what need not be apart from @left on, up to the region that begins at
+ * @end. */
+static int join_between(struct gpas *space, struct region *left, uint64_t end)
 {
-	struct region *left =
-		region_from(space, start > space->base ? start - 1 : start);
 	struct region *right;
 
-	while (left != NULL && left->span.next != NULL) {
+	while (left->span.next != NULL) {
 		right = region_of(left->span.next);
 		if (right->span.start > end) {
 			break;
@@ -290,20 +314,16 @@ static int join_between(struct gpas *space, uint64_t start, uint64_t end)
 	return 0;
 }
 
-int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
-		 unsigned prot)
+int txn_set_prot(struct gpas *space, struct region **first, uint64_t start,
+		 uint64_t end, unsigned prot)
 {
 	struct region *region;
-	int err = split_at(space, start);
+	int err = carve(space, first, start, end);
 
-	if (err == 0) {
-		err = split_at(space, end);
-	}
 	if (err != 0) {
 		return err;
 	}
-	for (region = region_find(space, start);
-	     region != NULL && region->span.start < end;
+	for (region = *first; region != NULL && region->span.start < end;
 	     region = region_of(region->span.next)) {
 		if (ensure_changes(space, 1) != 0) {
 			return -ENOMEM;
@@ -313,7 +333,15 @@ int txn_set_prot(struct gpas *space, uint64_t start, uint64_t end,
 		region->prot = prot;
 	}
 	space->wait_for_readers = true;
-	return join_between(space, start, end);
+	region = *first;
+	if (region->span.prev != NULL) {
+		region = region_of(region->span.prev);
+	}
+	err = join_between(space, region, end);
+	/* The region from @start on may have become part of the one before. */
+	*first = region->span.end > start ? region
+					  : region_of(region->span.next);
+	return err;
 }
 
 void txn_discharge(struct gpas *space, uint64_t start, uint64_t end)
