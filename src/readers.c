@@ -84,7 +84,7 @@ static void wait_for_slots(struct readers *readers)
 
 void readers_wait(struct readers *readers)
 {
-	atomic_fetch_add_explicit(&readers->epoch, 1, memory_order_seq_cst);
+	readers_forget(readers);
 	atomic_thread_fence(memory_order_seq_cst);
 	wait_for_slots(readers);
 	for (int turn = 0; turn < 2; turn++) {

@@ -83,6 +83,12 @@ static inline void slot_leave(struct reader_slot *slot)
 	atomic_store_explicit(&slot->turn, turn + 1, memory_order_release);
 }
 
+/* Has readers that enter from now on forget what they remember. */
+static inline void readers_forget(struct readers *readers)
+{
+	atomic_fetch_add_explicit(&readers->epoch, 1, memory_order_seq_cst);
+}
+
 /* Waits for every reader that entered before the call. One caller at a time;
  * never called by a reader. */
 void readers_wait(struct readers *readers);

@@ -467,6 +467,10 @@ static void undo_change(struct gpas *space, const struct change *change)
 
 static void undo_to(struct gpas *space, const struct txn *txn)
 {
+	if (pt_mark(space->table) != txn->table_mark) {
+		/* Readers may have seen what is about to go. */
+		space->wait_for_readers = true;
+	}
 	pt_undo(space->table, txn->table_mark);
 	while (space->change_count > txn->change_mark) {
 		undo_change(space, &space->changes[--space->change_count]);
@@ -474,6 +478,7 @@ static void undo_to(struct gpas *space, const struct txn *txn)
 	space->window_count = txn->window_mark;
 	space->charged = txn->charge_mark;
 	space->generation++;
+	readers_forget(&space->readers);
 }
 
 static void settle_change(struct gpas *space, const struct change *change)
@@ -619,6 +624,8 @@ int txn_conclude(struct txn *txn, int err)
 		undo_to(space, txn);
 	}
 	if (txn->grouped) {
+		/* Seen at once, waited for at the group's end. */
+		readers_forget(&space->readers);
 		return err;
 	}
 	if (err != 0) {
