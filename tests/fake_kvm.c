@@ -32,6 +32,7 @@ void fake_kvm_mark(struct fake_kvm *kvm)
 	kvm->deletes = 0;
 	kvm->fail_at = 0;
 	kvm->again_at = 0;
+	kvm->refuse_with = 0;
 	kvm->has_failed = false;
 	kvm->hole_count = 0;
 	kvm->was_replaced = false;
@@ -192,6 +193,41 @@ static int demanded_failure(const struct fake_kvm *kvm)
 	return 0;
 }
 
+/* A trap needs a guest_memfd that is large enough and was made before. */
+static void spend(struct fake_kvm *kvm, const struct slot_desc *slot)
+{
+	uint64_t *granted = &kvm->granted[slot->again];
+
+	if (slot->trap && slot->size > *granted) {
+		make_mistake(kvm, "a trap for which nothing was prepared");
+	} else if (slot->trap) {
+		*granted -= slot->size;
+	}
+}
+
+static int prepare(void *ctx, uint64_t adds, uint64_t deletes)
+{
+	struct fake_kvm *kvm = ctx;
+
+	if ((kvm->granted[0] | kvm->granted[1]) != 0) {
+		make_mistake(kvm, "prepare twice without finish");
+	}
+	if (kvm->refuse_with != 0) {
+		return kvm->refuse_with;
+	}
+	kvm->granted[0] = adds;
+	kvm->granted[1] = deletes;
+	return 0;
+}
+
+static void finish(void *ctx)
+{
+	struct fake_kvm *kvm = ctx;
+
+	kvm->granted[0] = 0;
+	kvm->granted[1] = 0;
+}
+
 static int set(void *ctx, const struct slot_desc *slot)
 {
 	struct fake_kvm *kvm = ctx;
@@ -214,11 +250,16 @@ static int set(void *ctx, const struct slot_desc *slot)
 	if (slot->id >= FAKE_SLOT_COUNT) {
 		return -EINVAL;
 	}
+	spend(kvm, slot);
 	return slot->size == 0 ? remove_slot(kvm, slot->id)
 			       : put_slot(kvm, slot);
 }
 
-const struct slot_ops fake_kvm_ops = { .set = set };
+const struct slot_ops fake_kvm_ops = {
+	.prepare = prepare,
+	.set = set,
+	.finish = finish,
+};
 
 /* ---- What a guest would meet --------------------------------------------- */
 

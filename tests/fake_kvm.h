@@ -53,6 +53,9 @@ struct fake_kvm {
 	int again_with;
 	bool has_failed; /* since the last mark */
 
+	/* What prepare fails with from now on, or 0, and what it granted. */
+	int refuse_with;
+	uint64_t granted[2]; /* bytes of new traps, of those put back */
 	/* Not 0 while a vCPU is in the guest: then no slot may be replaced.
 	 * NULL: there is none. Where an ioctl failed a slot may come back. */
 	const int *running;

@@ -1282,6 +1282,30 @@ static void refused_traps_make_way_for_absent_slots(void **state)
 	}
 }
 
+/* What traps need is there before the first slot is touched, or is not. */
+static void what_traps_need_comes_first(void **state)
+{
+	struct fixture f;
+	char *before;
+
+	(void)state;
+	start(&f, GIB, GPAS_LAZY_TRAP);
+	attach(&f);
+	lay_out(&f);
+	fake_kvm_mark(&f.kvm);
+	before = state_of(&f);
+	f.kvm.refuse_with = -ENOMEM;
+	assert_int_equal(act_fault(&f), -ENOMEM);
+	assert_int_equal(act_map_lazy(&f), -ENOMEM);
+	assert_int_equal(unmap(&f, 2 * MIB, PAGE), -ENOMEM);
+	assert_int_equal(f.kvm.calls, 0);
+	assert_unchanged(&f, before);
+	f.kvm.refuse_with = 0;
+	assert_int_equal(act_map_lazy(&f), 0);
+	verify(&f);
+	finish(&f);
+}
+
 /* Giving up traps costs ioctls of its own, and each may fail: the call is
  * undone, and slots and table still agree whichever way memory faults now. */
 static void giving_up_traps_may_fail(void **state)
@@ -1728,6 +1752,7 @@ int main(void)
 		cmocka_unit_test(a_poisoned_space_can_be_detached_or_destroyed),
 		cmocka_unit_test(clear_does_not_pretend),
 		cmocka_unit_test(refused_traps_make_way_for_absent_slots),
+		cmocka_unit_test(what_traps_need_comes_first),
 		cmocka_unit_test(giving_up_traps_may_fail),
 		cmocka_unit_test(no_difference_is_larger_than_needed),
 		cmocka_unit_test(no_slot_is_missed_that_merging_could_free),
