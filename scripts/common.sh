@@ -10,6 +10,8 @@
 #   ensure_build_packages     the same for what every build needs, and more
 #   quietly                   run a command; show its output only if it fails
 #   configure_and_build       bring BUILD_DIR up to date
+#   kvm_problem               why no guest can run on this machine, if so
+#   run_suite, print_totals   run tests and report; the sum over all suites
 # (present and install are their helpers.)
 
 SOURCE_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -95,14 +97,66 @@ quietly() {
   rm -f "$log"
 }
 
-# configure_and_build [MESON_OPTION...]: bring BUILD_DIR up to date.
+# configure_and_build [MESON_OPTION...]: bring BUILD_DIR up to date. What was
+# configured before stays as it is, but for the options that are given.
 configure_and_build() {
+  local options=$BUILD_DIR/meson-private/options-given
+
   if ! mkdir -p "$BUILD_DIR" 2>/dev/null || ! [ -w "$BUILD_DIR" ]; then
     die "cannot write to $BUILD_DIR; choose another with BUILD_DIR=DIR"
   fi
   if [ ! -e "$BUILD_DIR/build.ninja" ]; then
     say "configuring in $BUILD_DIR"
     quietly meson setup "$@" "$BUILD_DIR" "$SOURCE_DIR"
+    echo "$*" >"$options"
+  elif [ $# -gt 0 ] && [ "$*" != "$(cat "$options" 2>/dev/null)" ]; then
+    say "configuring $BUILD_DIR anew"
+    quietly meson setup --reconfigure "$@" "$BUILD_DIR" "$SOURCE_DIR"
+    echo "$*" >"$options"
   fi
   quietly ninja -C "$BUILD_DIR"
+}
+
+# kvm_problem: prints nothing where guests can run.
+kvm_problem() {
+  if ! [ -e /dev/kvm ]; then
+    echo "this machine has no /dev/kvm"
+  elif ! [ -r /dev/kvm ] || ! [ -w /dev/kvm ] || ! : 2>/dev/null <>/dev/kvm; then
+    echo "/dev/kvm is not accessible to $(id -un)"
+  fi
+}
+
+passed=0 failed=0 skipped=0
+
+# run_suite SUITE [TEST...]: run a suite of BUILD_DIR's tests, or these of it, and
+# report. False if one failed. Each has TIMEOUT_FACTOR times its time, and is run
+# by WRAPPER if that is set.
+run_suite() {
+  local suite=$1 counts base report progress=/dev/null
+
+  shift
+  base=$BUILD_DIR/meson-logs/${0##*/}-$suite
+  rm -f "$base.json"
+  if [ -t 2 ]; then
+    progress=/dev/stderr
+  fi
+  meson test -C "$BUILD_DIR" --no-rebuild --quiet --suite "$suite" \
+    --timeout-multiplier "${TIMEOUT_FACTOR:-1}" --logbase "${base##*/}" \
+    ${WRAPPER:+--wrapper "$WRAPPER"} "$@" >"$progress" 2>&1 </dev/null || :
+  if ! report=$("$SOURCE_DIR/scripts/test-results" "$suite" "$base.json"); then
+    say "the tests of suite $suite could not be run, see $BUILD_DIR/meson-logs"
+    failed=$((failed + 1))
+    return 1
+  fi
+  read -ra counts <<<"$report"
+  passed=$((passed + counts[0]))
+  failed=$((failed + counts[1]))
+  skipped=$((skipped + counts[2]))
+  tail -n +2 <<<"$report"
+  [ "${counts[1]}" -eq 0 ]
+}
+
+# print_totals: the closing line.
+print_totals() {
+  echo "$passed passed, $failed failed, $skipped skipped"
 }
