@@ -11,6 +11,14 @@ void sync(uint64_t value)
 	STORE(uint64_t, machine.doorbell + DOORBELL_SYNC, value);
 }
 
+int64_t memory_command(uint64_t command, uint64_t start, uint64_t size)
+{
+	STORE(uint64_t, machine.doorbell + DOORBELL_START, start);
+	STORE(uint64_t, machine.doorbell + DOORBELL_SIZE, size);
+	STORE(uint64_t, machine.doorbell + DOORBELL_MEMORY, command);
+	return LOAD(int64_t, machine.doorbell + DOORBELL_MEMORY);
+}
+
 _Noreturn void fail(unsigned line)
 {
 	for (;;) {

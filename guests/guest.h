@@ -48,9 +48,22 @@ enum {
 	DOORBELL_DONE = 0x10,	 /* w: the guest's exit code; ends the run */
 	DOORBELL_COUNT = 0x18,	 /* r: accesses to the scratch area so far */
 	DOORBELL_WIDTH = 0x20,	 /* r: bytes of the last one */
+	DOORBELL_START = 0x28,	 /* rw: a range of free memory, whole pages */
+	DOORBELL_SIZE = 0x30,	 /* rw: its size in bytes */
+	DOORBELL_MEMORY = 0x38,	 /* w: a command about the range; r: its result,
+				  * 0 or a negative error */
 	DOORBELL_SCRATCH = 0x100 /* 256 bytes that remember */
 };
 
+enum memory_command {
+	MEMORY_GIVE = 1,  /* back to the host; reads as zero afterwards */
+	MEMORY_TAKE = 2,  /* have it made present */
+	MEMORY_OFFER = 3, /* the host may take it back at any time */
+};
+#define NO_MEMORY (-12)
+
+/* Returns 0 or a negative error. */
+int64_t memory_command(uint64_t command, uint64_t start, uint64_t size);
 void sync(uint64_t value);
 _Noreturn void fail(unsigned line);
 _Noreturn void done(unsigned code);

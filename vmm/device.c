@@ -9,6 +9,13 @@
  *   0x10 done   write: the guest's exit code; ends the run
  *   0x18 count  read: accesses to the scratch area so far
  *   0x20 width  read: bytes of the last one
+ *   0x28 start  read, write: a range of RAM in whole pages ...
+ *   0x30 size   ... and its size, in bytes
+ *   0x38 memory write: what to do with the range: 1 give it back to the host
+ *               (it reads as zeros, or as the file that was restored), 2 make
+ *               it present, 3 offer it: it may be given back at any time from
+ *               now on, until the range is in another command; read: what
+ *               became of the last one, 0 or a negative errno
  *   0x100       scratch area: 256 bytes that remember, in any width
  */
 #include "vm.h"
@@ -128,6 +135,9 @@ enum {
 	DOORBELL_DONE = 0x10,
 	DOORBELL_COUNT = 0x18,
 	DOORBELL_WIDTH = 0x20,
+	DOORBELL_START = 0x28,
+	DOORBELL_SIZE = 0x30,
+	DOORBELL_MEMORY = 0x38,
 	DOORBELL_SCRATCH = 0x100,
 };
 
@@ -157,6 +167,16 @@ static void doorbell_write(struct doorbell *bell, uint64_t offset,
 	case DOORBELL_DONE:
 		doorbell_done(bell->vm, value);
 		break;
+	case DOORBELL_START:
+		bell->range_start = gpas_gpa_at(value);
+		break;
+	case DOORBELL_SIZE:
+		bell->range_size = value;
+		break;
+	case DOORBELL_MEMORY:
+		bell->result = ram_command(bell->vm, value, bell->range_start,
+					   bell->range_size);
+		break;
 	default:
 		break;
 	}
@@ -171,6 +191,12 @@ static uint64_t doorbell_read(const struct doorbell *bell, uint64_t offset)
 		return bell->scratch_count;
 	case DOORBELL_WIDTH:
 		return bell->scratch_width;
+	case DOORBELL_START:
+		return bell->range_start.value;
+	case DOORBELL_SIZE:
+		return bell->range_size;
+	case DOORBELL_MEMORY:
+		return (uint64_t)(int64_t)bell->result;
 	default:
 		return UINT64_MAX;
 	}

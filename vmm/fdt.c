@@ -12,9 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The name of the regions that are the guest's to use. */
-#define RAM_NAME "ram"
-
 /* Each libfdt call is made only if all before it succeeded. */
 struct tree {
 	void *blob;

@@ -167,8 +167,7 @@ static int map_piece(const struct image *image, const struct piece *piece)
 				     piece->prot);
 	}
 	if (error != 0) {
-		tell("cannot load 0x%llx: %s", address, strerror(-error));
-		return STATUS_HOST;
+		return map_error(image->vm, image->path, error);
 	}
 	return 0;
 }

@@ -51,26 +51,54 @@ static const char run_help[] =
 	"device access\n"
 	"                     auto  trap where the kernel offers it, else "
 	"mmio\n"
+	"                     uffd  at first touch, without an exit: "
+	"userfaultfd (root,\n"
+	"                           access to /dev/userfaultfd, or the sysctl\n"
+	"                           vm.unprivileged_userfaultfd)\n"
 	"  --granule SIZE   how much a first touch makes present, a power of "
 	"two from 4K\n"
-	"                   to 1G; without it 64K, doubling while touches come "
-	"in sequence\n"
+	"                   to 1G; without it 64K, doubling up to 64M while "
+	"touches come in\n"
+	"                   sequence (uffd, which fills it at once: 4K to 2M)\n"
+	"  --budget SIZE    the most that may be present at once, the guest's "
+	"own file and\n"
+	"                   page tables included; beyond it, what the guest "
+	"offered is\n"
+	"                   taken back, else the touch is denied\n"
+	"  --restore FILE[@OFFSET]\n"
+	"                   what RAM holds at the start: byte OFFSET + n of "
+	"FILE is address\n"
+	"                   n of the guest. Read as it is touched, never "
+	"written. OFFSET\n"
+	"                   and the size are whole pages; beyond the end RAM "
+	"is zero\n"
+	"  --save FILE      at the end, write RAM to FILE in this layout, "
+	"zeros as holes;\n"
+	"                   FILE may be the one restored. Processors are not "
+	"saved: a\n"
+	"                   guest always starts at its entry\n"
 	"\n"
 	"the guest:\n"
 	"  --append ARGS    its bootargs, in /chosen of the device tree\n"
 	"  --on-violation stop|continue\n"
-	"                   what to do after an access that memory forbids: "
-	"end "
-	"the run\n"
-	"                   (stop), or drop the write or let the read give all "
-	"ones\n"
+	"                   what to do after an access that memory or budget "
+	"forbids: end\n"
+	"                   the run (stop), or drop the write or let the read "
+	"give all\n"
+	"                   ones; not where KVM would only repeat the access: "
+	"a "
+	"fetch, or a\n"
+	"                   touch of lazy memory seen by trap or uffd\n"
 	"  --timeout SEC    end the run after so many seconds\n"
 	"\n"
 	"looking inside:\n"
 	"  --map            draw the memory map before and after the run\n"
-	"  --stats          count faults, exits, memory and time\n"
+	"  --stats          count faults, exits, memory and time, and draw how "
+	"long\n"
+	"                   faults took\n"
 	"  --trace FILE     write a line for each exit but served device "
-	"accesses\n"
+	"accesses (touches\n"
+	"                   that uffd serves are no exits)\n"
 	"  --dtb-out FILE   write the device tree (then: dtc -I dtb -O dts "
 	"FILE)\n"
 	"  --verbose        say what the library decides\n"
@@ -78,8 +106,11 @@ static const char run_help[] =
 	"exit status:\n"
 	"  0-63   the guest's own exit code (63 also for larger ones)\n"
 	"  64     the command line is wrong\n"
-	"  65     the guest's file cannot be used, or does not fit into --mem\n"
-	"  77     no usable KVM, or it lacks the mechanism asked for\n"
+	"  65     the guest's file cannot be used, or does not fit into --mem, "
+	"or --restore\n"
+	"         names a file that cannot be used\n"
+	"  77     no usable KVM, or the host lacks or refuses the mechanism "
+	"asked for\n"
 	"  100    the guest did what its memory does not allow\n"
 	"  101    the guest crashed (exception, triple fault, KVM "
 	"internal error)\n"
@@ -87,6 +118,7 @@ static const char run_help[] =
 	"  103    a check of the guest failed\n"
 	"  104    the guest ran longer than --timeout\n"
 	"  105    the guest halted with nothing to wake it\n"
+	"  106    the guest needs more memory than --budget allows\n"
 	"  128+N  stopped by signal N\n"
 	"\n"
 	"examples:\n"
@@ -99,7 +131,15 @@ static const char run_help[] =
 	"    gpas-vmm run --append try=text build/guests/perms\n"
 	"  Let it carry on, and keep a record of every exit:\n"
 	"    gpas-vmm run --on-violation continue --trace /dev/stderr \\\n"
-	"        build/guests/perms\n";
+	"        build/guests/perms\n"
+	"  Save RAM, and start again with it, twice:\n"
+	"    gpas-vmm run --save ram build/guests/snapshot\n"
+	"    gpas-vmm run --restore ram --save ram build/guests/snapshot\n"
+	"    gpas-vmm run --restore ram --lazy uffd --stats "
+	"build/guests/snapshot\n"
+	"  Live in less memory than one uses, by offering what can go:\n"
+	"    gpas-vmm run --budget 16M --stats --append mode=offer \\\n"
+	"        build/guests/balloon\n";
 
 /* One line on stderr that says what to do about a wrong command line. */
 __attribute__((format(printf, 1, 2))) static int usage(const char *format, ...)
@@ -183,10 +223,42 @@ static int parse_lazy(const char *text, struct options *options)
 		options->lazy = GPAS_LAZY_TRAP;
 	} else if (strcmp(text, "mmio") == 0) {
 		options->lazy = GPAS_LAZY_ABSENT;
+	} else if (strcmp(text, "uffd") == 0) {
+		options->lazy = GPAS_LAZY_UFFD;
 	} else {
-		return usage("--lazy %s is none of auto, trap, mmio, off",
+		return usage("--lazy %s is none of auto, trap, mmio, uffd, off",
 			     text);
 	}
+	return 0;
+}
+
+static int parse_budget(const char *text, struct options *options)
+{
+	if (!parse_size(text, &options->budget) || options->budget == 0) {
+		return usage("--budget %s is not a size", text);
+	}
+	return 0;
+}
+
+/* "FILE" or "FILE@OFFSET"; @text is cut at the offset. A name that has an "@"
+ * of its own can be followed by "@0". */
+static int parse_restore(char *text, struct options *options)
+{
+	char *at = strrchr(text, '@');
+
+	options->restore = text;
+	options->restore_offset = 0;
+	if (at == NULL) {
+		return 0;
+	}
+	if (!parse_size(at + 1, &options->restore_offset) ||
+	    options->restore_offset > INT64_MAX ||
+	    !gpas_is_aligned(options->restore_offset, GPAS_PAGE_BYTES)) {
+		return usage("--restore %s: what follows the @ is not an "
+			     "offset in whole pages of 4K",
+			     text);
+	}
+	*at = '\0';
 	return 0;
 }
 
@@ -218,6 +290,9 @@ enum option_id {
 	OPTION_MEM = 256,
 	OPTION_LAZY,
 	OPTION_GRANULE,
+	OPTION_BUDGET,
+	OPTION_RESTORE,
+	OPTION_SAVE,
 	OPTION_APPEND,
 	OPTION_VIOLATION,
 	OPTION_TIMEOUT,
@@ -233,6 +308,9 @@ static const struct option run_options[] = {
 	{ "mem", required_argument, NULL, OPTION_MEM },
 	{ "lazy", required_argument, NULL, OPTION_LAZY },
 	{ "granule", required_argument, NULL, OPTION_GRANULE },
+	{ "budget", required_argument, NULL, OPTION_BUDGET },
+	{ "restore", required_argument, NULL, OPTION_RESTORE },
+	{ "save", required_argument, NULL, OPTION_SAVE },
 	{ "append", required_argument, NULL, OPTION_APPEND },
 	{ "on-violation", required_argument, NULL, OPTION_VIOLATION },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
@@ -245,7 +323,7 @@ static const struct option run_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-static int take_option(int id, const char *value, struct options *options)
+static int take_option(int id, char *value, struct options *options)
 {
 	switch (id) {
 	case OPTION_MEM:
@@ -258,6 +336,13 @@ static int take_option(int id, const char *value, struct options *options)
 		return parse_violation(value, options);
 	case OPTION_TIMEOUT:
 		return parse_timeout(value, options);
+	case OPTION_BUDGET:
+		return parse_budget(value, options);
+	case OPTION_RESTORE:
+		return parse_restore(value, options);
+	case OPTION_SAVE:
+		options->save = value;
+		return 0;
 	case OPTION_APPEND:
 		options->append = value;
 		return 0;

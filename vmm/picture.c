@@ -2,7 +2,10 @@
 /* For people: the memory map as a table with bars, and what a run cost. */
 #include "vm.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BAR_CELLS 10
 
@@ -128,13 +131,81 @@ void picture_map(struct vm *vm, const char *when)
 	fputc('\n', stderr);
 }
 
+/* ---- What the host holds ------------------------------------------------- */
+
+/* Of the guest's present memory, the bytes that are pages of the host's. */
+struct residence {
+	uint64_t resident;
+	uint64_t shared; /* among them, those that are a file's cached pages */
+};
+
+/* Bits of an entry, see Documentation/admin-guide/mm/pagemap.rst. */
+#define PAGEMAP_PRESENT	  (UINT64_C(1) << 63)
+#define PAGEMAP_FILE_PAGE (UINT64_C(1) << 61)
+#define PAGEMAP_BATCH	  512u
+
+static int measure_extent(int fd, const struct gpas_extent *extent,
+			  struct residence *residence)
+{
+	uint64_t first = extent->host.value / GPAS_PAGE_BYTES;
+	uint64_t end = first + extent->size / GPAS_PAGE_BYTES;
+	uint64_t entries[PAGEMAP_BATCH];
+
+	while (first < end) {
+		uint64_t count = end - first;
+		ssize_t got;
+
+		count = count < PAGEMAP_BATCH ? count : PAGEMAP_BATCH;
+		got = pread(fd, entries, count * sizeof(entries[0]),
+			    (off_t)(first * sizeof(entries[0])));
+		if (got < (ssize_t)sizeof(entries[0])) {
+			return got < 0 ? -errno : -ENODATA;
+		}
+		count = (uint64_t)got / sizeof(entries[0]);
+		for (uint64_t i = 0; i < count; i++) {
+			if ((entries[i] & PAGEMAP_PRESENT) == 0) {
+				continue;
+			}
+			residence->resident += GPAS_PAGE_BYTES;
+			if ((entries[i] & PAGEMAP_FILE_PAGE) != 0) {
+				residence->shared += GPAS_PAGE_BYTES;
+			}
+		}
+		first += count;
+	}
+	return 0;
+}
+
+/* What is not present to the guest is not resident either, so only extents
+ * are looked at: guests may have terabytes of nothing. */
+static int residence_measure(struct gpas *space, struct residence *ret)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	gpas_gpa at = gpas_base(space);
+	struct gpas_extent extent;
+	int error = 0;
+
+	*ret = (struct residence){ 0 };
+	if (fd < 0) {
+		return -errno;
+	}
+	while (error == 0 && gpas_extent_next(space, at, &extent) == 0) {
+		error = measure_extent(fd, &extent, ret);
+		at.value = extent.start.value + extent.size;
+	}
+	close(fd);
+	return error;
+}
+
 /* ---- Figures ------------------------------------------------------------- */
 
-static void picture_counts(const struct vm *vm, const struct gpas_stats *now)
+/* What has been counted since the guest was started. */
+#define SINCE(field) ((unsigned long long)(now->field - before->field))
+
+static void picture_faults(const struct vm *vm, const struct gpas_stats *now)
 {
 	const struct gpas_stats *before = &vm->before;
 
-#define SINCE(field) ((unsigned long long)(now->field - before->field))
 	fprintf(stderr,
 		"  faults      %llu resumed, %llu denied, %llu unmapped, "
 		"%llu failed, %llu device\n",
@@ -148,21 +219,52 @@ static void picture_counts(const struct vm *vm, const struct gpas_stats *now)
 		"%llu memory fault, %llu fetch\n",
 		SINCE(exits_mmio), SINCE(lazy_mmio), SINCE(exits_memory_fault),
 		SINCE(exits_fetch));
+	if (vm->options->lazy == GPAS_LAZY_UFFD) {
+		fprintf(stderr,
+			"  userfaults  %llu touches reported, no exits\n",
+			SINCE(uffd_faults));
+	}
 	fprintf(stderr,
 		"  devices     %llu accesses served, %llu accesses unclaimed\n",
 		SINCE(device_accesses), SINCE(unclaimed));
 	fprintf(stderr, "  violations  %lu\n", atomic_load(&vm->violations));
+}
+
+static void picture_memory(struct vm *vm, const struct gpas_stats *now)
+{
+	const struct gpas_stats *before = &vm->before;
+	struct residence residence;
+
 	fprintf(stderr,
 		"  populated   %s in %llu steps, of %s mapped (%llu%%)\n",
 		size_text(now->populated - before->populated).text,
 		SINCE(populations), size_text(now->mapped).text,
 		now->mapped == 0 ? 0 : SINCE(populated) * 100 / now->mapped);
-	fprintf(stderr,
-		"  slots       %llu added, %llu deleted, %llu pauses; "
-		"now %llu slots, %llu traps\n",
-		SINCE(slot_adds), SINCE(slot_deletes), SINCE(pauses),
-		(unsigned long long)now->slots, (unsigned long long)now->traps);
-#undef SINCE
+	fprintf(stderr, "  present     %s", size_text(now->present).text);
+	if (residence_measure(vm->space, &residence) == 0) {
+		fprintf(stderr, ", of which the host holds %s",
+			size_text(residence.resident).text);
+	}
+	if (residence.shared != 0) {
+		fprintf(stderr, " (%s as cached file)",
+			size_text(residence.shared).text);
+	}
+	fputc('\n', stderr);
+	if (SINCE(discards) != 0) {
+		fprintf(stderr, "  given back  %s in %llu ranges\n",
+			size_text(now->discarded - before->discarded).text,
+			SINCE(discards));
+	}
+	if (vm->options->budget != 0) {
+		fprintf(stderr, "  budget      %s of %s used",
+			size_text(now->charged).text,
+			size_text(vm->options->budget).text);
+		fprintf(stderr,
+			"; short %llu times, %s of offers taken, %lu touches "
+			"denied\n",
+			SINCE(pressure), size_text(vm->offers.taken).text,
+			atomic_load(&vm->denials));
+	}
 }
 
 static double ms(uint64_t ns)
@@ -170,31 +272,96 @@ static double ms(uint64_t ns)
 	return (double)ns / 1e6;
 }
 
-void picture_stats(struct vm *vm)
+static void picture_time(const struct vm *vm, const struct gpas_stats *now)
 {
-	struct gpas_kvm_info info = { 0 };
-	struct gpas_stats now;
-	uint64_t ioctls, handler, run;
+	const struct gpas_stats *before = &vm->before;
+	uint64_t ioctls = now->kvm_ns - before->kvm_ns;
+	uint64_t handler = now->handler_ns - before->handler_ns;
+	uint64_t run = now->run_ns - before->run_ns;
 
-	fflush(stdout);
-	gpas_stats(vm->space, &now);
-	ioctls = now.kvm_ns - vm->before.kvm_ns;
-	handler = now.handler_ns - vm->before.handler_ns;
-	run = now.run_ns - vm->before.run_ns;
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		run += vm->vcpus[i].traced_ns;
 	}
-	fprintf(stderr, "\nWhat the run took\n\n");
-	if (vm->options->eager) {
-		fprintf(stderr, "  lazy memory none, as asked for\n");
-	} else if (gpas_kvm_info(vm->space, &info) == 0) {
-		fprintf(stderr, "  lazy memory %s slots: %s\n",
-			gpas_lazy_name(info.lazy), info.lazy_reason);
-	}
-	picture_counts(vm, &now);
+	fprintf(stderr,
+		"  slots       %llu added, %llu deleted, %llu pauses; "
+		"now %llu slots, %llu traps\n",
+		SINCE(slot_adds), SINCE(slot_deletes), SINCE(pauses),
+		(unsigned long long)now->slots, (unsigned long long)now->traps);
 	fprintf(stderr,
 		"  time        %.1f ms: %.1f in KVM_RUN, %.1f in slot ioctls, "
 		"%.1f in the library\n\n",
 		ms(vm->ran_ns), ms(run), ms(ioctls),
 		ms(handler > ioctls ? handler - ioctls : 0));
+}
+
+/* Bucket i is what took from 2^(i-1) to 2^i microseconds. */
+static struct size_text bucket_text(unsigned bucket)
+{
+	struct size_text ret;
+
+	if (bucket == GPAS_FAULT_TIME_BUCKETS - 1) {
+		snprintf(ret.text, sizeof(ret.text), "from %u us",
+			 1u << (bucket - 1));
+	} else {
+		snprintf(ret.text, sizeof(ret.text), "below %u us",
+			 1u << bucket);
+	}
+	return ret;
+}
+
+#define HISTOGRAM_CELLS 40
+
+/* How long making memory present took, from the shortest to the longest. */
+static void picture_histogram(const struct vm *vm, const struct gpas_stats *now)
+{
+	uint64_t counts[GPAS_FAULT_TIME_BUCKETS];
+	unsigned first = GPAS_FAULT_TIME_BUCKETS, last = 0;
+	uint64_t most = 0, total = 0;
+
+	for (unsigned i = 0; i < GPAS_FAULT_TIME_BUCKETS; i++) {
+		counts[i] = now->fault_time[i] - vm->before.fault_time[i];
+		total += counts[i];
+		most = counts[i] > most ? counts[i] : most;
+		if (counts[i] != 0) {
+			first = first < i ? first : i;
+			last = i;
+		}
+	}
+	if (total == 0) {
+		return;
+	}
+	fprintf(stderr, "  Time for each of the %llu steps\n\n",
+		(unsigned long long)total);
+	for (unsigned i = first; i <= last; i++) {
+		uint64_t cells =
+			(counts[i] * HISTOGRAM_CELLS + most - 1) / most;
+
+		fprintf(stderr, "%15s %8llu %3.0f%%  %.*s\n",
+			bucket_text(i).text, (unsigned long long)counts[i],
+			(double)counts[i] * 100 / (double)total, (int)cells,
+			"########################################");
+	}
+	fputc('\n', stderr);
+}
+
+void picture_stats(struct vm *vm)
+{
+	struct gpas_kvm_info info = { 0 };
+	struct gpas_stats now;
+
+	fflush(stdout);
+	gpas_stats(vm->space, &now);
+	fprintf(stderr, "\nWhat the run took\n\n");
+	if (vm->options->eager) {
+		fprintf(stderr, "  lazy memory none, as asked for\n");
+	} else if (vm->options->lazy == GPAS_LAZY_UFFD) {
+		fprintf(stderr, "  lazy memory userfaultfd, as asked for\n");
+	} else if (gpas_kvm_info(vm->space, &info) == 0) {
+		fprintf(stderr, "  lazy memory %s slots: %s\n",
+			gpas_lazy_name(info.lazy), info.lazy_reason);
+	}
+	picture_faults(vm, &now);
+	picture_memory(vm, &now);
+	picture_time(vm, &now);
+	picture_histogram(vm, &now);
 }

@@ -128,16 +128,43 @@ static void on_violation(struct vcpu *vcpu, const struct gpas_exit *exit)
 	}
 }
 
+/* The budget is used up. An access that KVM repeats cannot be passed over. */
+static void on_denial(struct vcpu *vcpu, const struct gpas_exit *exit)
+{
+	struct vm *vm = vcpu->vm;
+	unsigned long before = atomic_fetch_add(&vm->denials, 1);
+	bool stop = !vm->options->carry_on || !exit->retryable;
+
+	if (before < VIOLATIONS_SHOWN || stop) {
+		tell("denied: no memory for 0x%llx in '%s' within --budget "
+		     "(rip 0x%llx)",
+		     (unsigned long long)exit->fault.gpa.value,
+		     exit->fault.region_name,
+		     (unsigned long long)arch_vcpu_pc(vcpu));
+	} else if (before == VIOLATIONS_SHOWN) {
+		tell("denied: further ones are only counted");
+	}
+	if (stop) {
+		if (vm->options->carry_on) {
+			tell("the guest cannot carry on after that");
+		}
+		vm_stop(vm, STATUS_NO_MEMORY);
+	}
+}
+
 static void on_fault(struct vcpu *vcpu, const struct gpas_exit *exit)
 {
-	if (exit->fault.kind == GPAS_FAULT_FAILED) {
-		tell("no memory for 0x%llx in '%s': %s",
+	if (exit->fault.kind != GPAS_FAULT_FAILED) {
+		on_violation(vcpu, exit);
+	} else if (exit->fault.error == -ENOMEM &&
+		   vcpu->vm->options->budget != 0) {
+		on_denial(vcpu, exit);
+	} else {
+		tell("cannot provide 0x%llx in '%s': %s",
 		     (unsigned long long)exit->fault.gpa.value,
 		     exit->fault.region_name, strerror(-exit->fault.error));
 		vm_stop(vcpu->vm, STATUS_HOST);
-		return;
 	}
-	on_violation(vcpu, exit);
 }
 
 static void crash(struct vcpu *vcpu, const char *why)

@@ -21,11 +21,6 @@
 #include <time.h>
 #include <unistd.h>
 
-/* With no --granule, faults in sequence make lazy memory present in ever
- * larger steps, up to this. */
-#define GRANULE_DEFAULT (UINT64_C(64) << 10)
-#define GRANULE_MAX	(UINT64_C(64) << 20)
-
 void tell(const char *format, ...)
 {
 	char line[512];
@@ -81,43 +76,36 @@ static int open_kvm(struct vm *vm)
 
 static void on_log(void *ctx, enum gpas_log_level level, const char *line)
 {
-	(void)ctx;
+	struct vm *vm = ctx;
+
+	vm->library_errors += level == GPAS_LOG_ERROR;
 	tell("%s%s", level <= GPAS_LOG_WARNING ? "library: " : "", line);
+}
+
+int map_error(const struct vm *vm, const char *what, int error)
+{
+	if (error == -ENOMEM && vm->options->budget != 0) {
+		tell("%s: --budget %s is too little to start this guest", what,
+		     size_text(vm->options->budget).text);
+		return STATUS_NO_MEMORY;
+	}
+	return host_error(what, error);
 }
 
 static int create_space(struct vm *vm)
 {
 	const struct gpas_params params = {
 		.log = on_log,
+		.log_ctx = vm,
 		.log_level =
 			vm->options->verbose ? GPAS_LOG_INFO : GPAS_LOG_WARNING,
+		.budget = vm->options->budget,
+		.pressure = ram_pressure,
+		.pressure_ctx = vm,
 	};
 	int error = gpas_create(&params, &vm->space);
 
 	return error == 0 ? 0 : host_error("creating the space", error);
-}
-
-/* Decide where RAM ends; it has a hole for devices below 4 GiB. */
-static int size_ram(struct vm *vm)
-{
-	uint64_t size = vm->options->mem;
-	uint64_t low = arch_layout.low_ram_end.value;
-	uint64_t limit = arch_gpa_limit(vm);
-
-	vm->ram_end = gpas_gpa_at(size);
-	if (limit > gpas_end(vm->space).value) {
-		limit = gpas_end(vm->space).value;
-	}
-	if (size > low &&
-	    gpas_gpa_add(arch_layout.high_ram, size - low, &vm->ram_end)) {
-		limit = 0;
-	}
-	if (vm->ram_end.value > limit) {
-		tell("--mem %s is more than this processor can address",
-		     size_text(size).text);
-		return STATUS_USAGE;
-	}
-	return 0;
 }
 
 int vm_place(struct vm *vm, const char *name, uint64_t size, gpas_gpa *ret)
@@ -141,60 +129,6 @@ int vm_place(struct vm *vm, const char *name, uint64_t size, gpas_gpa *ret)
 	return gpas_map_alloc(vm->space, at, size, GPAS_PROT_RW, &params);
 }
 
-static int map_ram_piece(struct vm *vm, gpas_gpa start, uint64_t size)
-{
-	const struct options *options = vm->options;
-	struct gpas_map_params params = { .name = "ram" };
-
-	if (!options->eager) {
-		params.lazy = true;
-		params.granule = options->granule;
-		if (options->granule == 0) {
-			params.granule = GRANULE_DEFAULT;
-			params.granule_max = GRANULE_MAX;
-		}
-	}
-	return gpas_map_alloc(vm->space, start, size, GPAS_PROT_RWX, &params);
-}
-
-/* What no other region takes of [start, end) becomes RAM. */
-static int map_ram(struct vm *vm, gpas_gpa start, gpas_gpa end)
-{
-	gpas_gpa at = start;
-	int error = 0;
-
-	while (error == 0 && at.value < end.value) {
-		struct gpas_region region;
-		gpas_gpa next = end, after = end;
-
-		if (gpas_region_next(vm->space, at, &region) == 0 &&
-		    region.start.value < end.value) {
-			next = region.start;
-			after.value = region.start.value + region.size;
-		}
-		if (next.value > at.value) {
-			error = map_ram_piece(vm, at, next.value - at.value);
-		}
-		at = after;
-	}
-	return error;
-}
-
-static int map_all_ram(struct vm *vm)
-{
-	gpas_gpa low_end = arch_layout.low_ram_end;
-	int error;
-
-	if (vm->ram_end.value <= low_end.value) {
-		return map_ram(vm, arch_layout.null_page, vm->ram_end);
-	}
-	error = map_ram(vm, arch_layout.null_page, low_end);
-	if (error == 0) {
-		error = map_ram(vm, arch_layout.high_ram, vm->ram_end);
-	}
-	return error;
-}
-
 /* What the VMM needs in the guest's memory, in the order of wishes. */
 static int place_boot(struct vm *vm)
 {
@@ -216,13 +150,13 @@ static int place_boot(struct vm *vm)
 	if (error == 0) {
 		error = arch_boot_write(vm, vm->entry.boot);
 	}
-	return error == 0 ? 0 : host_error("preparing the boot", error);
+	return error == 0 ? 0 : map_error(vm, "preparing the boot", error);
 }
 
 static int build_memory(struct vm *vm)
 {
 	const struct gpas_map_params null_page = { .name = "null" };
-	int status = size_ram(vm), error;
+	int status = ram_size(vm), error;
 
 	if (status != 0) {
 		return status;
@@ -233,24 +167,22 @@ static int build_memory(struct vm *vm)
 		error = devices_add(vm);
 	}
 	if (error != 0) {
-		return host_error("mapping devices", error);
+		return map_error(vm, "mapping devices", error);
 	}
 	status = load_guest(vm);
 	if (status == 0) {
 		status = place_boot(vm);
 	}
-	if (status != 0) {
-		return status;
-	}
-	error = map_all_ram(vm);
-	return error == 0 ? 0 : host_error("mapping the memory", error);
+	return status == 0 ? ram_map(vm) : status;
 }
 
 static int attach(struct vm *vm)
 {
+	bool uffd = vm->options->lazy == GPAS_LAZY_UFFD;
 	const struct gpas_kvm_params params = {
 		.vm_fd = vm->fd,
-		.lazy = vm->options->lazy,
+		/* Regions that userfaultfd serves need no other mechanism. */
+		.lazy = uffd ? GPAS_LAZY_ABSENT : vm->options->lazy,
 		.pause = vcpus_pause,
 		.resume = vcpus_resume,
 		.ctx = vm,
@@ -259,7 +191,7 @@ static int attach(struct vm *vm)
 
 	if (error == -EOPNOTSUPP) {
 		tell("no usable KVM: it does not offer --lazy %s",
-		     gpas_lazy_name(vm->options->lazy));
+		     vm->options->lazy == GPAS_LAZY_TRAP ? "trap" : "mmio");
 		return STATUS_NO_KVM;
 	}
 	return error == 0 ? 0 : host_error("attaching to KVM", error);
@@ -299,8 +231,11 @@ void vm_stop(struct vm *vm, int status)
 
 static int create(struct vm *vm)
 {
-	int status = open_kvm(vm), error;
+	int status = restore_open(&vm->restore, vm->options), error;
 
+	if (status == 0) {
+		status = open_kvm(vm);
+	}
 	if (status == 0) {
 		status = create_space(vm);
 	}
@@ -431,12 +366,23 @@ static void run_and_tell(struct vm *vm)
 	}
 }
 
+/* The exit status of a run that took place. What the guest's would be gives
+ * way to a failure to save. */
+static int finish(struct vm *vm)
+{
+	int status = atomic_load(&vm->status);
+	int saved = vm->options->save != NULL ? snapshot_save(vm) : 0;
+
+	return saved != 0 && status <= STATUS_GUEST_MAX ? saved : status;
+}
+
 static void destroy(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		vcpu_destroy(&vm->vcpus[i]);
 	}
 	gpas_destroy(vm->space);
+	restore_close(&vm->restore);
 	trace_close(vm);
 	if (vm->stop_fd >= 0) {
 		close(vm->stop_fd);
@@ -457,6 +403,8 @@ int vm_run(const struct options *options)
 		.fd = -1,
 		.status = -1,
 		.stop_fd = eventfd(0, EFD_CLOEXEC),
+		.restore = { .fd = -1 },
+		.offers = { .lock = PTHREAD_MUTEX_INITIALIZER },
 	};
 	int status = STATUS_HOST;
 
@@ -468,7 +416,7 @@ int vm_run(const struct options *options)
 	}
 	if (status == 0) {
 		run_and_tell(&vm);
-		status = atomic_load(&vm.status);
+		status = finish(&vm);
 	}
 	destroy(&vm);
 	return status;

@@ -26,6 +26,7 @@ enum status {
 	STATUS_CHECK = 103,
 	STATUS_TIMEOUT = 104,
 	STATUS_HALT = 105,
+	STATUS_NO_MEMORY = 106,
 	STATUS_SIGNAL = 128, /* plus the signal's number */
 };
 
@@ -35,6 +36,7 @@ struct options {
 	const char *append;
 	uint64_t mem;	  /* bytes */
 	uint64_t granule; /* bytes; 0: the default, which may grow */
+	uint64_t budget;  /* bytes; 0: none */
 	enum gpas_lazy lazy;
 	bool eager;    /* --lazy off */
 	bool carry_on; /* --on-violation continue */
@@ -43,6 +45,9 @@ struct options {
 	bool verbose;
 	const char *trace;
 	const char *dtb_out;
+	const char *restore; /* the file, without its offset */
+	uint64_t restore_offset;
+	const char *save;
 	unsigned timeout_s; /* 0: none */
 };
 
@@ -79,6 +84,28 @@ struct doorbell {
 	uint64_t scratch_count;
 	uint64_t scratch_width;
 	uint8_t scratch[256];
+	/* The range of the next command about memory, and what became of the
+	 * last one: 0 or -errno. */
+	gpas_gpa range_start;
+	uint64_t range_size;
+	int result;
+};
+
+/* The file that RAM comes from. */
+struct restore {
+	int fd; /* -1: none, and size is 0 */
+	uint64_t offset;
+	uint64_t size; /* whole pages */
+};
+
+#define OFFER_MAX 64
+
+/* What the guest can do without, oldest first. */
+struct offers {
+	pthread_mutex_t lock;
+	unsigned count;
+	struct gpas_range ranges[OFFER_MAX];
+	uint64_t taken; /* bytes */
 };
 
 /* Where the guest begins. */
@@ -93,6 +120,11 @@ struct vm {
 	int kvm_fd;
 	int fd;
 	struct gpas *space;
+	/* Lines of the library's own that said what went wrong. */
+	unsigned long library_errors;
+	struct restore restore;
+	struct offers offers;
+	atomic_bool budget_told;
 	gpas_gpa ram_end; /* the first address after the last of the RAM */
 	struct vcpu vcpus[VCPU_MAX];
 	unsigned vcpu_count;
@@ -108,6 +140,7 @@ struct vm {
 	int stop_fd; /* an eventfd: readable when status is set */
 	/* Violations so far, those skipped and those that ended the run. */
 	atomic_ulong violations;
+	atomic_ulong denials; /* accesses that the budget forbade */
 };
 
 /* ---- vm.c ---------------------------------------------------------------- */
@@ -122,9 +155,49 @@ void vm_stop(struct vm *vm, int status);
 /* Map @size bytes of free low memory; *ret says where. 0 or -errno. */
 int vm_place(struct vm *vm, const char *name, uint64_t size, gpas_gpa *ret);
 
+/* Say why memory could not be mapped; returns the exit status. */
+int map_error(const struct vm *vm, const char *what, int error);
+
 /* One line on stderr, after what the guest has printed so far. */
 void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 uint64_t now_ns(void);
+
+/* ---- ram.c --------------------------------------------------------------- */
+
+/* The name of the regions that are the guest's to use. */
+#define RAM_NAME "ram"
+
+/* Decide where RAM ends; it has a hole for devices below 4 GiB. Complains by
+ * itself, like ram_map; both return 0 or an exit status. */
+int ram_size(struct vm *vm);
+/* Whatever no other region takes becomes RAM. */
+int ram_map(struct vm *vm);
+
+enum ram_command {
+	RAM_GIVE = 1,  /* back to the host; zeros, or the file's, from now on */
+	RAM_TAKE = 2,  /* make it present */
+	RAM_OFFER = 3, /* give it back whenever the budget is short */
+};
+
+/* Do what the guest asks with a range; anything may be wrong with it. 0 or
+ * -errno: -EINVAL no range of whole pages, -EACCES not all of it is RAM,
+ * -ENOSYS no such command, -ENOSPC too many offers, -ENOMEM. */
+int ram_command(struct vm *vm, uint64_t what, gpas_gpa start, uint64_t size);
+/* gpas_params.pressure; ctx is the struct vm. */
+int ram_pressure(void *ctx, struct gpas *space, uint64_t wanted);
+
+/* ---- snapshot.c ---------------------------------------------------------- */
+
+/* Open what --restore names, if it does. Complains by itself; returns 0 or an
+ * exit status. */
+int restore_open(struct restore *restore, const struct options *options);
+void restore_close(struct restore *restore);
+/* Have the memory at @start, which the file covers, come from it. */
+void restore_params(struct restore *restore, gpas_gpa start,
+		    struct gpas_map_params *params);
+/* Write RAM to what --save names. No vCPU runs. Complains by itself; returns 0
+ * or an exit status. */
+int snapshot_save(struct vm *vm);
 
 /* ---- vcpu.c -------------------------------------------------------------- */
 
