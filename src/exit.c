@@ -112,12 +112,16 @@ static void access_nothing(const struct mmio *mmio,
 	report_fault(mmio->exit, fault);
 }
 
-/* The bytes from mmio->gpa on that share one region and one page. */
+/* The bytes from mmio->gpa on that share one region and one page. An access
+ * does not go on at address 0. */
 static size_t piece_size(const struct mmio *mmio,
 			 const struct gpas_fault *fault)
 {
 	uint64_t room = GPAS_PAGE_BYTES - mmio->gpa % GPAS_PAGE_BYTES;
 
+	if (mmio->left > UINT64_MAX - mmio->gpa) {
+		return mmio->left; /* no table reaches there: all is nothing */
+	}
 	if (fault->kind == GPAS_FAULT_DEVICE) {
 		room = fault->region_size -
 		       (mmio->gpa - fault->region_start.value);
