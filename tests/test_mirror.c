@@ -1252,33 +1252,43 @@ static uint64_t calls_until_trap(struct fixture *f)
 	}
 }
 
+/* A fault while KVM grants no trap any more, refused early or late. */
+static void refuse_traps(int error, bool early)
+{
+	struct gpas_kvm_info info;
+	struct fixture f;
+	size_t traps;
+
+	start(&f, GIB, GPAS_LAZY_TRAP);
+	attach(&f);
+	lay_out(&f);
+	if (early) {
+		f.kvm.refuse_with = error;
+	} else {
+		fake_kvm_fail(&f.kvm, calls_until_trap(&f), error, false);
+	}
+	assert_int_equal(act_fault(&f), 0);
+	fake_kvm_slots(&f.kvm, &traps);
+	assert_int_equal(traps, 0);
+	assert_int_equal(gpas_kvm_info(f.space, &info), 0);
+	assert_int_equal(info.lazy, GPAS_LAZY_ABSENT);
+	f.lazy = GPAS_LAZY_ABSENT;
+	fake_kvm_mark(&f.kvm);
+	verify(&f);
+	assert_int_equal(act_map_lazy(&f), 0);
+	assert_int_equal(act_populate(&f), 0);
+	verify(&f);
+	finish(&f);
+}
+
 static void refused_traps_make_way_for_absent_slots(void **state)
 {
 	static const int errors[] = { -EMFILE, -ENFILE, -EPERM, -EOPNOTSUPP };
-	struct gpas_kvm_info info;
-	struct fixture f;
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-		size_t traps;
-
-		start(&f, GIB, GPAS_LAZY_TRAP);
-		use_callbacks(&f);
-		attach(&f);
-		lay_out(&f);
-		fake_kvm_fail(&f.kvm, calls_until_trap(&f), errors[i], false);
-		assert_int_equal(act_fault(&f), 0);
-		fake_kvm_slots(&f.kvm, &traps);
-		assert_int_equal(traps, 0);
-		assert_int_equal(gpas_kvm_info(f.space, &info), 0);
-		assert_int_equal(info.lazy, GPAS_LAZY_ABSENT);
-		f.lazy = GPAS_LAZY_ABSENT;
-		fake_kvm_mark(&f.kvm);
-		verify(&f);
-		assert_int_equal(act_map_lazy(&f), 0);
-		assert_int_equal(act_populate(&f), 0);
-		verify(&f);
-		finish(&f);
+		refuse_traps(errors[i], false);
+		refuse_traps(errors[i], true);
 	}
 }
 
