@@ -194,15 +194,21 @@ static int demanded_failure(const struct fake_kvm *kvm)
 }
 
 /* A trap needs a guest_memfd that is large enough and was made before. */
-static void spend(struct fake_kvm *kvm, const struct slot_desc *slot)
+static int spend(struct fake_kvm *kvm, const struct slot_desc *slot)
 {
 	uint64_t *granted = &kvm->granted[slot->again];
 
-	if (slot->trap && slot->size > *granted) {
-		make_mistake(kvm, "a trap for which nothing was prepared");
-	} else if (slot->trap) {
-		*granted -= slot->size;
+	if (!slot->trap) {
+		return 0;
 	}
+	if (slot->size > *granted) {
+		if (!slot->again || kvm->refuse_with == 0) {
+			make_mistake(kvm, "a trap that was not prepared");
+		}
+		return -EBADF;
+	}
+	*granted -= slot->size;
+	return 0;
 }
 
 static int prepare(void *ctx, uint64_t adds, uint64_t deletes)
@@ -213,7 +219,7 @@ static int prepare(void *ctx, uint64_t adds, uint64_t deletes)
 		make_mistake(kvm, "prepare twice without finish");
 	}
 	if (kvm->refuse_with != 0) {
-		return kvm->refuse_with;
+		return adds != 0 ? kvm->refuse_with : 0; /* as kvm.c does */
 	}
 	kvm->granted[0] = adds;
 	kvm->granted[1] = deletes;
@@ -250,7 +256,10 @@ static int set(void *ctx, const struct slot_desc *slot)
 	if (slot->id >= FAKE_SLOT_COUNT) {
 		return -EINVAL;
 	}
-	spend(kvm, slot);
+	err = spend(kvm, slot);
+	if (err != 0) {
+		return err;
+	}
 	return slot->size == 0 ? remove_slot(kvm, slot->id)
 			       : put_slot(kvm, slot);
 }
