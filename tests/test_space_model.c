@@ -774,6 +774,23 @@ static int access_error(struct model *m, uint64_t unit, unsigned access)
 	return (access & ~(unsigned)m->units[unit].prot) != 0 ? -EACCES : 0;
 }
 
+/* An access reaches on to the end of its granule, past what is present; unless
+ * that failed, when it makes do with what a fault would do. */
+static void touch_ahead(struct model *m, uint64_t unit, unsigned failures)
+{
+	uint64_t granule = map_of(m, unit)->granule;
+	uint64_t number = gpa_of(m, unit).value / m->unit;
+	uint64_t stop = unit + granule - number % granule;
+	uint64_t end = region_end(m, unit);
+
+	if (touch(m, unit) == 0 || failures != m->fixture->frames.failures) {
+		return;
+	}
+	for (stop = stop < end ? stop : end; unit < stop; unit++) {
+		m->units[unit].present = true;
+	}
+}
+
 static void do_load(struct model *m, uint64_t unit)
 {
 	unsigned failures = m->fixture->frames.failures;
@@ -784,7 +801,7 @@ static void do_load(struct model *m, uint64_t unit)
 	err = gpas_load(m->space, gpa_of(m, unit), 8, &value);
 	expect_result(m, err, access_error(m, unit, GPAS_PROT_READ), failures);
 	if (err == 0) {
-		(void)touch(m, unit);
+		touch_ahead(m, unit, failures);
 		EXPECT(m,
 		       value == map_of(m, unit)->values[m->units[unit].offset]);
 	}
@@ -809,7 +826,7 @@ static void do_access(struct model *m)
 	err = gpas_store(m->space, gpa_of(m, unit), 8, value);
 	expect_result(m, err, access_error(m, unit, GPAS_PROT_WRITE), failures);
 	if (err == 0) {
-		(void)touch(m, unit);
+		touch_ahead(m, unit, failures);
 		map_of(m, unit)->values[m->units[unit].offset] = value;
 	}
 }
