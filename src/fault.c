@@ -257,6 +257,55 @@ static uint64_t end_ahead(const struct region *region, uint64_t end,
 	return ahead != 0 && wanted > end ? wanted : end;
 }
 
+/*
+ * Touches at random grow too, by density: once a sixteenth of an aligned block
+ * of this size is present, the next touch in it takes the rest. Not where
+ * presence has a price: content to be made, or a budget.
+ */
+#define DENSE_BYTES (UINT64_C(2) << 20)
+#define DENSE_PART  16
+
+static bool may_grow_dense(const struct gpas *space,
+			   const struct backing *backing)
+{
+	return backing->granule_max >= DENSE_BYTES && !backing->uffd &&
+	       backing->kind == GPAS_REGION_ALLOC &&
+	       backing->filler.fill == NULL && space->budget == 0;
+}
+
+static uint64_t present_in(const struct gpas *space, struct window part)
+{
+	struct gpas_pgtable_cursor cursor;
+	struct gpas_extent extent;
+	uint64_t present = 0;
+
+	gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(part.start),
+				 gpas_gpa_at(part.end));
+	while (gpas_pgtable_cursor_next(&cursor, &extent)) {
+		present += extent.size;
+	}
+	return present;
+}
+
+/* What a touch at @gpa makes present: @granule around it, or more. Parts of it
+ * may be present already. */
+static struct window unit_around(const struct gpas *space,
+				 const struct region *region, uint64_t gpa,
+				 uint64_t granule)
+{
+	struct window block;
+
+	if (granule < DENSE_BYTES && may_grow_dense(space, region->backing)) {
+		block = granule_around(region, gpa, DENSE_BYTES);
+		if (present_in(space, block) * DENSE_PART >=
+		    block.end - block.start) {
+			return block;
+		}
+	}
+	block = granule_around(region, gpa, granule);
+	return absent_around(space, block, gpa);
+}
+
 /* Makes the granule around @gpa present, and what @reach adds to it. */
 static int populate_granule(struct gpas *space, struct region *region,
 			    uint64_t gpa, const struct reach *reach,
@@ -264,27 +313,26 @@ static int populate_granule(struct gpas *space, struct region *region,
 {
 	struct backing *backing = region->backing;
 	uint64_t granule = choose_granule(backing, gpa);
-	struct window hole;
+	struct window unit;
 	int err;
 
 	if (reach->floor > granule) {
-		hole = granule_around(region, gpa, reach->floor);
+		unit = granule_around(region, gpa, reach->floor);
 		space->merge = true;
 	} else {
-		hole = granule_around(region, gpa, granule);
-		hole = absent_around(space, hole, gpa);
+		unit = unit_around(space, region, gpa, granule);
 	}
-	hole.end = end_ahead(region, hole.end, gpa, reach->ahead);
-	if (!fits_budget(space, backing, hole.end - hole.start)) {
+	unit.end = end_ahead(region, unit.end, gpa, reach->ahead);
+	if (!fits_budget(space, backing, unit.end - unit.start)) {
 		granule = backing->granule;
-		hole = granule_around(region, gpa, granule);
-		hole = absent_around(space, hole, gpa);
+		unit = granule_around(region, gpa, granule);
+		unit = absent_around(space, unit, gpa);
 	}
-	err = populate_range(space, region, hole.start, hole.end, populated);
+	err = populate_range(space, region, unit.start, unit.end, populated);
 	if (err == 0) {
 		backing->granule_now = granule;
-		backing->fault_low = hole.start;
-		backing->fault_high = hole.end;
+		backing->fault_low = unit.start;
+		backing->fault_high = unit.end;
 	}
 	return err;
 }

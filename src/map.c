@@ -41,9 +41,7 @@ static uint64_t default_granule(const struct gpas_map_params *params)
 {
 	uint64_t floor = granule_floor(params);
 
-	return params->mechanism == GPAS_LAZY_UFFD || floor > DEFAULT_GRANULE
-		       ? floor
-		       : DEFAULT_GRANULE;
+	return floor > DEFAULT_GRANULE ? floor : DEFAULT_GRANULE;
 }
 
 static int check_granule(uint64_t granule, uint64_t floor)

@@ -445,10 +445,33 @@ static void scattered_faults_do_not_grow_the_granule(void **state)
 		assert_populates(space, gpa, gpa, gpa + 64 * KIB);
 	}
 	/* And one that has grown starts small again elsewhere. */
-	assert_populates(space, 128 * KIB, 128 * KIB, 192 * KIB);
-	assert_populates(space, 192 * KIB, 192 * KIB, 256 * KIB);
-	assert_populates(space, 256 * KIB, 256 * KIB, 512 * KIB);
+	assert_populates(space, 2 * MIB + 128 * KIB, 2 * MIB + 128 * KIB,
+			 2 * MIB + 192 * KIB);
+	assert_populates(space, 2 * MIB + 192 * KIB, 2 * MIB + 192 * KIB,
+			 2 * MIB + 256 * KIB);
 	assert_populates(space, 511 * MIB, 511 * MIB, 511 * MIB + 64 * KIB);
+}
+
+/* Scattered, but dense: the rest of the aligned 2 MiB comes at once. */
+static void dense_faults_take_the_rest(void **state)
+{
+	struct gpas_map_params lazy = {
+		.lazy = true,
+		.granule = 64 * KIB,
+		.granule_max = 2 * MIB,
+	};
+	struct gpas *space = fixture_space(state, GIB);
+	struct gpas_fault fault;
+
+	assert_int_equal(gpas_map_alloc(space, at(0), 16 * MIB, RW, &lazy), 0);
+	assert_populates(space, 5 * MIB, 5 * MIB, 5 * MIB + 64 * KIB);
+	assert_populates(space, 4 * MIB, 4 * MIB, 4 * MIB + 64 * KIB);
+	assert_int_equal(gpas_fault(space, at(4 * MIB + 640 * KIB),
+				    GPAS_PROT_READ, &fault),
+			 0);
+	assert_int_equal(fault.kind, GPAS_FAULT_RESUME);
+	assert_int_equal(fault.populated, 2 * MIB - 128 * KIB);
+	assert_populates(space, 9 * MIB, 9 * MIB, 9 * MIB + 64 * KIB);
 }
 
 /* Growth never passes the region's end nor anything present. */
@@ -560,6 +583,7 @@ int main(void)
 		fixture_test(lazy_pieces_are_retired_once),
 		fixture_test(sequential_faults_grow_the_granule),
 		fixture_test(scattered_faults_do_not_grow_the_granule),
+		fixture_test(dense_faults_take_the_rest),
 		fixture_test(growth_is_clipped),
 		fixture_test(populating_fills_the_holes),
 		fixture_test(populating_is_refused),

@@ -489,6 +489,7 @@ static bool map_served(struct gpas *space, enum gpas_memory_kind kind,
 {
 	struct gpas_map_params params = {
 		.lazy = true,
+		.granule = PAGE,
 		.mechanism = GPAS_LAZY_UFFD,
 	};
 	int err;

@@ -96,6 +96,26 @@ const char *const arch_name = "x86-64";
  * these lie above every device. */
 #define TSS_GPA 0xfffbd000
 
+/* Linux 6.12; see Documentation/virt/kvm/api.rst, 7.31. */
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
+#endif
+
+/* Has KVM drop the page tables of a deleted slot only, instead of all it has:
+ * a fault on a trap slot deletes one. Kernels before 6.12 always drop all. */
+static void keep_page_tables(int vm_fd)
+{
+	struct kvm_enable_cap quirk = {
+		.cap = KVM_CAP_DISABLE_QUIRKS2,
+		.args = { KVM_X86_QUIRK_SLOT_ZAP_ALL },
+	};
+	int known = ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2);
+
+	if (known > 0 && (known & KVM_X86_QUIRK_SLOT_ZAP_ALL) != 0) {
+		(void)ioctl(vm_fd, KVM_ENABLE_CAP, &quirk);
+	}
+}
+
 int arch_vm_init(struct vm *vm)
 {
 	/* Let every instruction that KVM cannot emulate be an exit. Without
@@ -108,6 +128,7 @@ int arch_vm_init(struct vm *vm)
 	};
 
 	(void)ioctl(vm->fd, KVM_ENABLE_CAP, &exits);
+	keep_page_tables(vm->fd);
 	return ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_GPA) != 0 ? -errno : 0;
 }
 

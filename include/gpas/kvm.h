@@ -47,7 +47,10 @@ struct gpas_kvm_params {
  * offers them, and logs the choice and its reason. On x86 the VM is set to
  * exit on instructions that KVM cannot emulate
  * (KVM_CAP_EXIT_ON_EMULATION_FAILURE), which is how a fetch from absent memory
- * is noticed, instead of raising #UD in the guest.
+ * is noticed, instead of raising #UD in the guest. An embedder who owns no
+ * assigned devices does well to disable KVM_X86_QUIRK_SLOT_ZAP_ALL
+ * (KVM_CAP_DISABLE_QUIRKS2): otherwise every slot that is deleted, and with
+ * traps that is one a fault, costs KVM all its page tables.
  *
  * Errors (nothing has changed): -EBUSY already attached; -EINVAL the slot
  * range; -EOPNOTSUPP the kernel lacks the lazy mechanism asked for; -ENOSPC;

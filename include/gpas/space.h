@@ -138,8 +138,10 @@ struct gpas_map_params {
 	/* Lazy: the unit of presence in bytes, a power of two from 4 KiB to
 	 * 1 GiB; 0 means 64 KiB, or the huge page size. */
 	uint64_t granule;
-	/* Lazy: let sequential faults double the unit, up to this many bytes
-	 * (a power of two); 0 keeps the unit fixed. */
+	/* Lazy: let the unit grow up to this many bytes (a power of two):
+	 * sequential faults double it, and where an aligned 2 MiB are dense
+	 * with touches, the next one takes the rest of them. 0 keeps the unit
+	 * fixed. */
 	uint64_t granule_max;
 	/* map_alloc: what the memory is made of. */
 	struct gpas_memory_params memory;
@@ -148,9 +150,9 @@ struct gpas_map_params {
 	 * userfaultfd(2), whatever the other regions do; the others mean what
 	 * attaching chose. The region is then one memslot from the start, its
 	 * pages are missing until touched, and a thread that the space owns
-	 * provides them, for vCPUs and for any other toucher. The default
-	 * granule is 4 KiB. For ANON and MEMFD memory. Needs root, access to
-	 * /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd.
+	 * provides them, for vCPUs and for any other toucher. For ANON and
+	 * MEMFD memory. Needs root, access to /dev/userfaultfd, or the sysctl
+	 * vm.unprivileged_userfaultfd.
 	 */
 	enum gpas_lazy mechanism;
 	/* map_alloc, lazy: its content; a NULL function means zeros, or the
