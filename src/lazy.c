@@ -94,6 +94,8 @@ static int drop_memory(struct gpas *space, uint64_t start, uint64_t end)
 		int err = 0;
 
 		if (backing->kind == GPAS_REGION_ALLOC) {
+			uffd_forget_failures(space, backing->host + offset,
+					     size);
 			err = gpas_memory_discard(backing->memory, offset,
 						  size);
 		} else if (backing->ops.retire != NULL) {

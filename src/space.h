@@ -288,6 +288,8 @@ void uffd_stop(struct gpas *space);
  * False when there is none. Any thread.
  */
 bool uffd_take_failure(struct gpas *space, uint64_t *gpa);
+/* Makes the failed pages in [host, host + size) missing again. Any thread. */
+void uffd_forget_failures(struct gpas *space, uint64_t host, uint64_t size);
 
 /* ---- bus.c --------------------------------------------------------- */
 

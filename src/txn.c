@@ -507,6 +507,8 @@ static void retire(struct gpas *space, struct region *region)
 	uint64_t size = region->span.end - region->span.start;
 
 	if (backing->kind == GPAS_REGION_ALLOC) {
+		uffd_forget_failures(space, backing->host + region->offset,
+				     size);
 		memory_retire(backing->memory, region->offset, size);
 	}
 	if (backing->kind == GPAS_REGION_BACKEND && !region->undone &&

@@ -148,6 +148,71 @@ static int copy_pages(const struct uffd *uffd, uint64_t host, uint64_t size)
 	return 0;
 }
 
+/* Makes a failed page missing again. Under failure_lock; the last entry takes
+ * its place. Returns its GPA. */
+static uint64_t give_back(struct uffd *uffd, size_t index)
+{
+	struct failure failure = uffd->failures[index];
+
+	uffd->failures[index] = uffd->failures[--uffd->failure_count];
+	(void)mprotect(gpas_hva_pointer(gpas_hva_at(failure.host)),
+		       GPAS_PAGE_BYTES, PROT_READ | PROT_WRITE);
+	return failure.gpa;
+}
+
+/* Has whoever waits for the page get an error instead. With too many of them
+ * one is given up: its toucher, if there still is one, faults again. */
+static void fail_page(struct uffd *uffd, uint64_t host, uint64_t gpa)
+{
+	pthread_mutex_lock(&uffd->failure_lock);
+	if (uffd->failure_count == MAX_FAILURES) {
+		(void)give_back(uffd, 0);
+	}
+	if (mprotect(gpas_hva_pointer(gpas_hva_at(host)), GPAS_PAGE_BYTES,
+		     PROT_NONE) == 0) {
+		uffd->failures[uffd->failure_count++] =
+			(struct failure){ .host = host, .gpa = gpa };
+	}
+	pthread_mutex_unlock(&uffd->failure_lock);
+	(void)wake(uffd, host, GPAS_PAGE_BYTES);
+}
+
+bool uffd_take_failure(struct gpas *space, uint64_t *gpa)
+{
+	struct uffd *uffd = __atomic_load_n(&space->uffd, __ATOMIC_ACQUIRE);
+	bool taken = false;
+
+	if (uffd == NULL || atomic_load(&uffd->failure_count) == 0) {
+		return false;
+	}
+	pthread_mutex_lock(&uffd->failure_lock);
+	if (uffd->failure_count > 0) {
+		*gpa = give_back(uffd, uffd->failure_count - 1);
+		taken = true;
+	}
+	pthread_mutex_unlock(&uffd->failure_lock);
+	return taken;
+}
+
+void uffd_forget_failures(struct gpas *space, uint64_t host, uint64_t size)
+{
+	struct uffd *uffd = space->uffd;
+	size_t index = 0;
+
+	if (uffd == NULL || atomic_load(&uffd->failure_count) == 0) {
+		return;
+	}
+	pthread_mutex_lock(&uffd->failure_lock);
+	while (index < uffd->failure_count) {
+		if (uffd->failures[index].host - host < size) {
+			(void)give_back(uffd, index);
+		} else {
+			index++;
+		}
+	}
+	pthread_mutex_unlock(&uffd->failure_lock);
+}
+
 int uffd_provide(struct gpas *space, const struct backing *backing,
 		 uint64_t offset, uint64_t size)
 {
@@ -170,6 +235,8 @@ int uffd_provide(struct gpas *space, const struct backing *backing,
 				uffd->bounce, piece);
 		}
 		if (err == 0) {
+			uffd_forget_failures(space, backing->host + offset,
+					     piece);
 			err = copy_pages(uffd, backing->host + offset, piece);
 		}
 		offset += piece;
@@ -196,42 +263,6 @@ static int find_gpa(const struct gpas *space, uint64_t host, uint64_t *gpa)
 		}
 	}
 	return -ENOENT;
-}
-
-/* Has whoever waits for the page get an error instead. */
-static void fail_page(struct uffd *uffd, uint64_t host, uint64_t gpa)
-{
-	pthread_mutex_lock(&uffd->failure_lock);
-	if (uffd->failure_count < MAX_FAILURES &&
-	    mprotect(gpas_hva_pointer(gpas_hva_at(host)), GPAS_PAGE_BYTES,
-		     PROT_NONE) == 0) {
-		uffd->failures[uffd->failure_count++] =
-			(struct failure){ .host = host, .gpa = gpa };
-	}
-	pthread_mutex_unlock(&uffd->failure_lock);
-	(void)wake(uffd, host, GPAS_PAGE_BYTES);
-}
-
-bool uffd_take_failure(struct gpas *space, uint64_t *gpa)
-{
-	struct uffd *uffd = __atomic_load_n(&space->uffd, __ATOMIC_ACQUIRE);
-	bool taken = false;
-
-	if (uffd == NULL || atomic_load(&uffd->failure_count) == 0) {
-		return false;
-	}
-	pthread_mutex_lock(&uffd->failure_lock);
-	if (uffd->failure_count > 0) {
-		const struct failure *failure =
-			&uffd->failures[--uffd->failure_count];
-
-		(void)mprotect(gpas_hva_pointer(gpas_hva_at(failure->host)),
-			       GPAS_PAGE_BYTES, PROT_READ | PROT_WRITE);
-		*gpa = failure->gpa;
-		taken = true;
-	}
-	pthread_mutex_unlock(&uffd->failure_lock);
-	return taken;
 }
 
 /* Serves one touch of a missing page. */
