@@ -19,8 +19,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DEFAULT_SEED  1
-#define DEFAULT_COUNT 200
+#define DEFAULT_SEED   1
+#define DEFAULT_COUNT  200
+#define PROGRESS_EVERY 50
 
 /* Rounds of a layout, and how many page runs are tried in each. */
 #define ROUNDS	   3
@@ -490,6 +491,12 @@ static int run_all(const struct options *options)
 		if (!run_one(options, options->seed + i, traps == 0, precise,
 			     &sum)) {
 			return 1;
+		}
+		/* Where a time limit strikes, this tells slow from stuck. */
+		if ((i + 1) % PROGRESS_EVERY == 0) {
+			(void)printf("%lu layouts in %.1f s\n",
+				     (unsigned long)(i + 1), now() - begun);
+			(void)fflush(stdout);
 		}
 	}
 	print_figures(&sum, now() - begun);

@@ -859,7 +859,9 @@ static int audit_probe(void *ctx, gpas_gpa gpa, enum gpas_seen *seen,
 	if (err != 0) {
 		return err;
 	}
-	err = machine_enter(machine);
+	do {
+		err = machine_enter(machine);
+	} while (err == -EINTR);
 	if (err == -EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
 		*seen = GPAS_SEEN_FAULT;
 		return 0;
