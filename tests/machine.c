@@ -53,11 +53,11 @@ static int set_cpuid(const struct machine *machine)
 	return err;
 }
 
-static int open_vcpu(struct machine *machine)
+static int open_vcpu(struct machine *machine, unsigned long id)
 {
 	int bytes = ioctl(machine->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 
-	machine->vcpu_fd = ioctl(machine->vm_fd, KVM_CREATE_VCPU, 0);
+	machine->vcpu_fd = ioctl(machine->vm_fd, KVM_CREATE_VCPU, id);
 	if (bytes < 0 || machine->vcpu_fd < 0) {
 		return -errno;
 	}
@@ -90,9 +90,26 @@ int machine_open(struct machine *machine, uint64_t boot)
 		return -ENODEV;
 	}
 	(void)ioctl(machine->vm_fd, KVM_SET_TSS_ADDR, TSS_ADDRESS);
-	err = open_vcpu(machine);
+	err = open_vcpu(machine, 0);
 	if (err != 0) {
 		machine_close(machine);
+	}
+	return err;
+}
+
+int machine_join(const struct machine *first, unsigned id, struct machine *ret)
+{
+	int err;
+
+	*ret = (struct machine){
+		.kvm_fd = dup(first->kvm_fd),
+		.vm_fd = dup(first->vm_fd),
+		.vcpu_fd = -1,
+		.boot = first->boot,
+	};
+	err = ret->kvm_fd < 0 || ret->vm_fd < 0 ? -errno : open_vcpu(ret, id);
+	if (err != 0) {
+		machine_close(ret);
 	}
 	return err;
 }

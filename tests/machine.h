@@ -42,6 +42,10 @@ struct machine {
 int machine_open(struct machine *machine, uint64_t boot);
 void machine_close(struct machine *machine);
 
+/* Makes one more vCPU, number @id, in @first's VM. The two may be closed in any
+ * order. 0 or -errno. */
+int machine_join(const struct machine *first, unsigned id, struct machine *ret);
+
 /* Writes the boot area's content to its host memory. */
 void machine_fill_boot(const struct machine *machine, void *host);
 
