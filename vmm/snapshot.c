@@ -9,7 +9,6 @@
  * are touched. Saving writes a new file beside the old one and then replaces
  * it, which may therefore be the one that was restored.
  */
-#define _GNU_SOURCE 1 /* SEEK_DATA */
 #include "vm.h"
 
 #include <errno.h>
@@ -17,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* ---- Restoring ----------------------------------------------------------- */
@@ -158,6 +158,37 @@ static int write_pages(struct save *save, gpas_gpa gpa, const uint8_t *bytes,
 	return error;
 }
 
+/* Write what the guest has in its memory. The kernel copies it first: if that
+ * is a mapping of a file that has shrunk, this fails, where a look at it would
+ * end the process. */
+static int write_present(struct save *save, gpas_gpa gpa, gpas_hva host,
+			 uint64_t size)
+{
+	uint8_t chunk[CHUNK_BYTES];
+	uint64_t done = 0;
+	int error = 0;
+
+	while (error == 0 && done < size) {
+		uint64_t part = size - done;
+		struct iovec to = { .iov_base = chunk };
+		struct iovec from = {
+			.iov_base = (uint8_t *)gpas_hva_pointer(host) + done,
+		};
+
+		part = part < CHUNK_BYTES ? part : CHUNK_BYTES;
+		to.iov_len = part;
+		from.iov_len = part;
+		if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) !=
+		    (ssize_t)part) {
+			return -EFAULT;
+		}
+		error = write_pages(save, gpas_gpa_at(gpa.value + done), chunk,
+				    part);
+		done += part;
+	}
+	return error;
+}
+
 /* Copy what is not present and was not touched: still as in the old file. */
 static int copy_restored(struct save *save, struct gpas_range range)
 {
@@ -217,9 +248,8 @@ static int save_region(struct save *save, const struct gpas_region *region)
 		}
 		error = copy_restored(save, gap);
 		if (error == 0 && !gpas_range_is_empty(present)) {
-			error = write_pages(save, present.start,
-					    gpas_hva_pointer(extent.host),
-					    gpas_range_size(present));
+			error = write_present(save, present.start, extent.host,
+					      gpas_range_size(present));
 		}
 		at = present.end;
 	}
