@@ -413,22 +413,30 @@ bool gpas_vcpu_running(const struct gpas_vcpu *vcpu)
 	return __atomic_load_n(&vcpu->running, __ATOMIC_SEQ_CST) != 0;
 }
 
+/* Enters while nobody replaces slots: whoever does holds the lock. Calls that
+ * change something make way for those who wait here (txn_open). */
+static void enter_in_turn(struct gpas_vcpu *vcpu)
+{
+	struct gpas *space = vcpu->space;
+	bool locked;
+
+	atomic_fetch_add(&space->entering, 1);
+	locked = space_lock(space);
+	__atomic_store_n(&vcpu->running, 1, __ATOMIC_SEQ_CST);
+	space_unlock(space, locked);
+	atomic_fetch_sub(&space->entering, 1);
+}
+
 /*
  * Announce first, then look whether slots are being replaced: the replacing
  * thread does the two in the other order, so one of them sees the other.
  */
 void gpas_vcpu_enter(struct gpas_vcpu *vcpu)
 {
-	struct gpas *space = vcpu->space;
-
-	for (;;) {
-		__atomic_store_n(&vcpu->running, 1, __ATOMIC_SEQ_CST);
-		if (atomic_load(&space->mirror->replacing) == 0) {
-			return;
-		}
+	__atomic_store_n(&vcpu->running, 1, __ATOMIC_SEQ_CST);
+	if (atomic_load(&vcpu->space->mirror->replacing) != 0) {
 		__atomic_store_n(&vcpu->running, 0, __ATOMIC_SEQ_CST);
-		/* The replacing thread holds the lock until it is done. */
-		space_unlock(space, space_lock(space));
+		enter_in_turn(vcpu);
 	}
 }
 

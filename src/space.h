@@ -144,6 +144,8 @@ struct gpas {
 	struct uffd *uffd; /* NULL: no region asked for it yet */
 	struct backing *uffd_backings;
 
+	/* vCPUs that wait for the lock to enter the guest. Lock-free. */
+	_Atomic(int) entering;
 	struct mirror *mirror; /* NULL: not attached */
 	struct gpas_stats stats;
 	struct readers readers; /* lock-free */

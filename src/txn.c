@@ -12,6 +12,7 @@
 #include "mirror.h"
 #include "space.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -568,10 +569,29 @@ void space_unlock(struct gpas *space, bool locked)
 	}
 }
 
+/* How often a change looks again whether a vCPU still waits to enter. */
+#define MAKE_WAY_TURNS 1000
+
+/* A mutex is not fair: without this a thread that changes slots back to back
+ * would keep vCPUs from ever entering. */
+static void make_way(struct gpas *space)
+{
+	for (int turn = 0;
+	     turn < MAKE_WAY_TURNS && atomic_load(&space->entering) != 0;
+	     turn++) {
+		sched_yield();
+	}
+}
+
 int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn)
 {
-	bool locked = space_lock(space);
+	bool locked;
 	int err = 0;
+
+	if (!owns_group(space)) {
+		make_way(space);
+	}
+	locked = space_lock(space);
 
 	if (space->poisoned && mode != TXN_CLEAR) {
 		err = -ENOTRECOVERABLE;
@@ -663,12 +683,13 @@ int gpas_begin(struct gpas *space)
 
 static int end_group(struct gpas *space, bool commit)
 {
-	struct txn all = everything(space);
+	struct txn all;
 	int err = 0;
 
 	if (!owns_group(space)) {
 		return -EINVAL;
 	}
+	all = everything(space);
 	if (commit) {
 		err = finish(space, true);
 	} else {
