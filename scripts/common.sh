@@ -129,22 +129,26 @@ kvm_problem() {
 passed=0 failed=0 skipped=0
 
 # run_suite SUITE [TEST...]: run a suite of BUILD_DIR's tests, or these of it, and
-# report. False if one failed. Each has TIMEOUT_FACTOR times its time, and is run
-# by WRAPPER if that is set.
+# report. False if one failed. Each has TIMEOUT_FACTOR times its time; TEST_RUNNER,
+# words, goes before meson's own command.
 run_suite() {
-  local suite=$1 counts base report progress=/dev/null
+  local suite=$1 counts base report progress
 
   shift
   base=$BUILD_DIR/meson-logs/${0##*/}-$suite
   rm -f "$base.json"
+  progress=$base.out
   if [ -t 2 ]; then
     progress=/dev/stderr
   fi
-  meson test -C "$BUILD_DIR" --no-rebuild --quiet --suite "$suite" \
-    --timeout-multiplier "${TIMEOUT_FACTOR:-1}" --logbase "${base##*/}" \
-    ${WRAPPER:+--wrapper "$WRAPPER"} "$@" >"$progress" 2>&1 </dev/null || :
-  if ! report=$("$SOURCE_DIR/scripts/test-results" "$suite" "$base.json"); then
-    say "the tests of suite $suite could not be run, see $BUILD_DIR/meson-logs"
+  # shellcheck disable=SC2086 # words
+  ${TEST_RUNNER-} meson test -C "$BUILD_DIR" --no-rebuild --quiet \
+    --suite "$suite" --timeout-multiplier "${TIMEOUT_FACTOR:-1}" \
+    --logbase "${base##*/}" "$@" >"$progress" 2>&1 </dev/null || :
+  if [ ! -s "$base.json" ] ||
+    ! report=$("$SOURCE_DIR/scripts/test-results" "$suite" "$base.json"); then
+    cat "$base.out" >&2 || :
+    say "the tests of suite $suite could not be run"
     failed=$((failed + 1))
     return 1
   fi
