@@ -122,7 +122,7 @@ void bench_report(struct bench *bench, const struct bench_row *row)
 static int usage(void)
 {
 	(void)fprintf(stderr, "usage: bench [--size MIB] [--repetitions N] "
-			      "[--only guest|map] "
+			      "[--only table|reader|map|guest] "
 			      "[--json FILE]\n");
 	return 2;
 }
@@ -177,6 +177,8 @@ int main(int argc, char **argv)
 	if (bench.json != NULL) {
 		(void)fprintf(bench.json, "{ \"rows\": [");
 	}
+	bench_table(&bench);
+	bench_reader(&bench);
 	bench_guest(&bench);
 	printf("\n%u rows, %u beyond their target\n", bench.rows, bench.missed);
 	if (bench.json != NULL) {

@@ -63,6 +63,8 @@ void bench_must(int err, const char *what);
 
 /* ---- the groups ---------------------------------------------------------- */
 
-void bench_guest(struct bench *bench); /* bench_guest.c */
+void bench_table(struct bench *bench);	/* bench_table.c */
+void bench_reader(struct bench *bench); /* bench_reader.c */
+void bench_guest(struct bench *bench);	/* bench_guest.c */
 
 #endif
