@@ -246,15 +246,17 @@ static uint64_t end_ahead(const struct region *region, uint64_t end,
 			  uint64_t gpa, uint64_t ahead)
 {
 	uint64_t granule = region->backing->granule;
-	uint64_t room = region->span.end - gpa;
 	uint64_t wanted;
 
-	if (ahead >= room ||
+	if (ahead <= end - gpa) {
+		return end;
+	}
+	if (ahead >= region->span.end - gpa ||
 	    gpas_align_up(gpa + ahead, granule, &wanted) != 0 ||
 	    wanted > region->span.end) {
-		wanted = region->span.end;
+		return region->span.end;
 	}
-	return ahead != 0 && wanted > end ? wanted : end;
+	return wanted;
 }
 
 /*
