@@ -10,12 +10,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* With no --granule, faults in sequence make lazy memory present in ever
- * larger steps, up to the second of each pair. The pages that userfaultfd
- * makes present are committed at once, so its steps are smaller. */
+/* With no --granule, touches in sequence or close together make lazy memory
+ * present in ever larger steps. The host commits at once what userfaultfd makes
+ * present, so there the steps stay smaller. */
 #define GRANULE_DEFAULT	 (UINT64_C(64) << 10)
 #define GRANULE_MAX	 (UINT64_C(64) << 20)
-#define UFFD_GRANULE	 GPAS_PAGE_BYTES
 #define UFFD_GRANULE_MAX (UINT64_C(2) << 20)
 
 /* ---- Mapping ------------------------------------------------------------- */
@@ -51,7 +50,7 @@ static void choose_granules(const struct options *options,
 	params->mechanism = uffd ? GPAS_LAZY_UFFD : GPAS_LAZY_AUTO;
 	params->granule = options->granule;
 	if (options->granule == 0) {
-		params->granule = uffd ? UFFD_GRANULE : GRANULE_DEFAULT;
+		params->granule = GRANULE_DEFAULT;
 		params->granule_max = uffd ? UFFD_GRANULE_MAX : GRANULE_MAX;
 	}
 }
