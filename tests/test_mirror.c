@@ -665,8 +665,19 @@ static void the_new_memory_takes_part_in_merging(void **state)
 	finish(&f);
 }
 
+static int populate_nowhere(void *ctx, uint64_t offset, uint64_t *size,
+			    void **host)
+{
+	(void)ctx;
+	(void)size;
+	*host = gpas_hva_pointer(gpas_hva_at(HOST + offset));
+	return 0;
+}
+
 static void pieces_keep_to_kvms_largest_slot(void **state)
 {
+	struct gpas_backend backend = { .populate = populate_nowhere };
+	struct gpas_map_params lazy = { .lazy = true, .granule = MIB };
 	struct fixture f;
 
 	(void)state;
@@ -680,7 +691,10 @@ static void pieces_keep_to_kvms_largest_slot(void **state)
 	assert_ioctls(&f, 1, 0);
 	assert_int_equal(unmap(&f, 0, 64 * TIB), 0);
 	fake_kvm_mark(&f.kvm);
-	map_lazy(&f, 32 * TIB, 3 * TIB + MIB, MIB);
+	assert_int_equal(gpas_map_backend(f.space, gpas_gpa_at(32 * TIB),
+					  3 * TIB + MIB, GPAS_PROT_RW, &backend,
+					  &lazy),
+			 0);
 	assert_ioctls(&f, 4, 0); /* traps of at most 1 TiB */
 	assert_int_equal(touch(&f, 33 * TIB + 12345 * PAGE, 1), MIB);
 	assert_int_equal(f.kvm.deletes, 1);
