@@ -77,7 +77,7 @@ struct gpas_kvm_info {
 /* -ENOENT: not attached. */
 GPAS_API int gpas_kvm_info(struct gpas *space, struct gpas_kvm_info *ret);
 
-/* "trap" or "absent"; "auto" before the choice is made. */
+/* "trap", "absent" or "uffd"; "auto" before the choice is made. */
 GPAS_API const char *gpas_lazy_name(enum gpas_lazy lazy);
 
 /*
