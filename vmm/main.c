@@ -143,6 +143,56 @@ static const char run_help[] =
 	"    gpas-vmm run --budget 16M --stats --append mode=offer \\\n"
 	"        build/guests/balloon\n";
 
+static const char boot_help[] =
+	"usage: gpas-vmm boot --kernel FILE [OPTION...]\n"
+	"\n"
+	"Boots Linux, a bzImage or an ELF vmlinux with a PVH entry, on a PC "
+	"that has\n"
+	"memory, processors, interrupt controllers, ACPI and a serial port at "
+	"0x3f8\n"
+	"(ttyS0), which is stdin and stdout. On a terminal, Ctrl-A x ends the "
+	"run.\n"
+	"\n"
+	"  --kernel FILE    the kernel\n"
+	"  --initrd FILE    its initial file system\n"
+	"  --append ARGS    its command line (console=ttyS0); give panic=-1 "
+	"to have a\n"
+	"                   panic end the run\n"
+	"  --cpus N         processors, 1 to 16 (1)\n"
+	"  --mem SIZE       memory (512M), the hole at 640K included; above "
+	"3G it goes on\n"
+	"                   at 4G\n"
+	"  --on-violation continue|stop\n"
+	"                   what to do when the kernel touches what is not "
+	"there: as a PC\n"
+	"                   does, reads give all ones and writes are dropped "
+	"(continue), or\n"
+	"                   end the run\n"
+	"  --lazy HOW, --granule SIZE, --timeout SEC, --map, --stats, --trace "
+	"FILE,\n"
+	"  --verbose        as for run\n"
+	"\n"
+	"exit status:\n"
+	"  0      the guest turned the machine off\n"
+	"  64     the command line is wrong\n"
+	"  65     kernel or initrd cannot be used, or do not fit into --mem\n"
+	"  77     no usable KVM, or it lacks the mechanism asked for\n"
+	"  100    the guest did what its memory does not allow (--on-violation "
+	"stop)\n"
+	"  101    the guest crashed (triple fault, KVM internal error)\n"
+	"  102    the host failed\n"
+	"  104    the guest ran longer than --timeout\n"
+	"  107    the guest reset the machine (reboot)\n"
+	"  108    its kernel panicked: it said so at port 0x505, or on its "
+	"console before\n"
+	"         a reset\n"
+	"  128+N  stopped by signal N; 130 also by Ctrl-A x\n"
+	"\n"
+	"example:\n"
+	"  gpas-vmm boot --kernel vmlinuz --initrd initramfs --cpus 2 --mem "
+	"8G --stats \\\n"
+	"      --append \"console=ttyS0 panic=-1\"\n";
+
 /* One line on stderr that says what to do about a wrong command line. */
 __attribute__((format(printf, 1, 2))) static int usage(const char *format, ...)
 {
@@ -152,7 +202,7 @@ __attribute__((format(printf, 1, 2))) static int usage(const char *format, ...)
 	va_start(args, format);
 	vfprintf(stderr, format, args);
 	va_end(args);
-	fputs("; see gpas-vmm run --help\n", stderr);
+	fputs("; see gpas-vmm COMMAND --help\n", stderr);
 	return STATUS_USAGE;
 }
 
@@ -274,6 +324,18 @@ static int parse_violation(const char *text, struct options *options)
 	return 0;
 }
 
+static int parse_cpus(const char *text, struct options *options)
+{
+	uint64_t count = 0;
+
+	if (!parse_size(text, &count) || count == 0 || count > VCPU_MAX) {
+		return usage("--cpus %s is not a number from 1 to %d", text,
+			     VCPU_MAX);
+	}
+	options->cpus = (unsigned)count;
+	return 0;
+}
+
 static int parse_timeout(const char *text, struct options *options)
 {
 	uint64_t seconds = 0;
@@ -304,6 +366,9 @@ enum option_id {
 	OPTION_DTB_OUT,
 	OPTION_VERBOSE,
 	OPTION_HELP,
+	OPTION_KERNEL,
+	OPTION_INITRD,
+	OPTION_CPUS,
 };
 
 static const struct option run_options[] = {
@@ -320,6 +385,24 @@ static const struct option run_options[] = {
 	{ "stats", no_argument, NULL, OPTION_STATS },
 	{ "trace", required_argument, NULL, OPTION_TRACE },
 	{ "dtb-out", required_argument, NULL, OPTION_DTB_OUT },
+	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static const struct option boot_options[] = {
+	{ "kernel", required_argument, NULL, OPTION_KERNEL },
+	{ "initrd", required_argument, NULL, OPTION_INITRD },
+	{ "cpus", required_argument, NULL, OPTION_CPUS },
+	{ "mem", required_argument, NULL, OPTION_MEM },
+	{ "lazy", required_argument, NULL, OPTION_LAZY },
+	{ "granule", required_argument, NULL, OPTION_GRANULE },
+	{ "append", required_argument, NULL, OPTION_APPEND },
+	{ "on-violation", required_argument, NULL, OPTION_VIOLATION },
+	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
+	{ "map", no_argument, NULL, OPTION_MAP },
+	{ "stats", no_argument, NULL, OPTION_STATS },
+	{ "trace", required_argument, NULL, OPTION_TRACE },
 	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
 	{ "help", no_argument, NULL, OPTION_HELP },
 	{ NULL, 0, NULL, 0 },
@@ -351,6 +434,14 @@ static int take_option(int id, char *value, struct options *options)
 	case OPTION_TRACE:
 		options->trace = value;
 		return 0;
+	case OPTION_KERNEL:
+		options->kernel = value;
+		return 0;
+	case OPTION_INITRD:
+		options->initrd = value;
+		return 0;
+	case OPTION_CPUS:
+		return parse_cpus(value, options);
 	case OPTION_DTB_OUT:
 		options->dtb_out = value;
 		return 0;
@@ -368,7 +459,9 @@ static int take_option(int id, char *value, struct options *options)
 
 static int command_run(int argc, char **argv)
 {
-	struct options options = { .append = "", .mem = UINT64_C(128) << 20 };
+	struct options options = { .append = "",
+				   .mem = UINT64_C(128) << 20,
+				   .cpus = 1 };
 	int id;
 
 	opterr = 0;
@@ -397,6 +490,42 @@ static int command_run(int argc, char **argv)
 	return vm_run(&options);
 }
 
+/* ---- boot ---------------------------------------------------------------- */
+
+static int command_boot(int argc, char **argv)
+{
+	struct options options = { .append = "console=ttyS0",
+				   .mem = UINT64_C(512) << 20,
+				   .cpus = 1,
+				   .carry_on = true };
+	int id;
+
+	opterr = 0;
+	while ((id = getopt_long(argc, argv, ":", boot_options, NULL)) != -1) {
+		int status;
+
+		if (id == OPTION_HELP) {
+			fputs(boot_help, stdout);
+			return 0;
+		}
+		if (id == '?' || id == ':') {
+			return usage(id == ':' ? "%s needs a value"
+					       : "%s is not an option of boot",
+				     argv[optind - 1]);
+		}
+		status = take_option(id, optarg, &options);
+		if (status != 0) {
+			return status;
+		}
+	}
+	if (options.kernel == NULL || argc != optind) {
+		return usage(options.kernel == NULL
+				     ? "boot needs --kernel FILE"
+				     : "boot takes options only");
+	}
+	return vm_run(&options);
+}
+
 /* ---- Commands ------------------------------------------------------------ */
 
 static const struct command {
@@ -406,6 +535,7 @@ static const struct command {
 	int (*run)(int argc, char **argv);
 } commands[] = {
 	{ "run", "run a guest until it says it is done", command_run },
+	{ "boot", "boot a Linux kernel on a small PC", command_boot },
 };
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
 

@@ -6,7 +6,7 @@
  * The main thread watches for signals and the time limit; every vCPU has a
  * thread of its own. Whoever has a reason to end the run calls vm_stop().
  */
-#include "vm.h"
+#include "pc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -69,7 +69,10 @@ static int open_kvm(struct vm *vm)
 	if (vm->fd < 0) {
 		return no_kvm("creating a virtual machine");
 	}
-	return arch_vm_init(vm) == 0 ? 0 : no_kvm("preparing it");
+	if (arch_vm_init(vm) != 0) {
+		return no_kvm("preparing it");
+	}
+	return vm->options->kernel != NULL ? pc_create(vm) : 0;
 }
 
 /* ---- Memory -------------------------------------------------------------- */
@@ -206,7 +209,8 @@ static int add_vcpu(struct vm *vm)
 
 	vm->vcpu_count++;
 	if (error == 0) {
-		error = arch_vcpu_init(vcpu, &vm->entry);
+		error = vm->pc != NULL ? pc_vcpu_init(vcpu)
+				       : arch_vcpu_init(vcpu, &vm->entry);
 	}
 	return error == 0 ? 0 : host_error("creating a vCPU", error);
 }
@@ -240,15 +244,15 @@ static int create(struct vm *vm)
 		status = create_space(vm);
 	}
 	if (status == 0) {
-		status = build_memory(vm);
+		status = vm->pc != NULL ? pc_build(vm) : build_memory(vm);
 	}
 	if (status == 0) {
 		status = attach(vm);
 	}
-	if (status == 0) {
+	for (unsigned i = 0; status == 0 && i < vm->options->cpus; i++) {
 		status = add_vcpu(vm);
 	}
-	if (status != 0) {
+	if (status != 0 || vm->pc != NULL) {
 		return status;
 	}
 	error = fdt_hand_over(vm);
@@ -335,12 +339,18 @@ static void run(struct vm *vm)
 	int signals = open_signals(&old), error;
 
 	vm->started_ns = now_ns();
-	error = start_vcpus(vm);
+	error = vm->pc != NULL ? pc_start(vm) : 0;
+	if (error == 0) {
+		error = start_vcpus(vm);
+	}
 	if (error != 0) {
 		vm_stop(vm, host_error("starting a vCPU", error));
 	}
 	supervise(vm, signals);
 	join_vcpus(vm);
+	if (vm->pc != NULL) {
+		pc_stop(vm);
+	}
 	vm->ran_ns = now_ns() - vm->started_ns;
 	if (signals >= 0) {
 		close(signals);
@@ -383,6 +393,7 @@ static void destroy(struct vm *vm)
 	}
 	gpas_destroy(vm->space);
 	restore_close(&vm->restore);
+	pc_destroy(vm);
 	trace_close(vm);
 	if (vm->stop_fd >= 0) {
 		close(vm->stop_fd);

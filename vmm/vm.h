@@ -27,6 +27,8 @@ enum status {
 	STATUS_TIMEOUT = 104,
 	STATUS_HALT = 105,
 	STATUS_NO_MEMORY = 106,
+	STATUS_RESET = 107,
+	STATUS_PANIC = 108,
 	STATUS_SIGNAL = 128, /* plus the signal's number */
 };
 
@@ -34,6 +36,9 @@ enum status {
 struct options {
 	const char *guest;
 	const char *append;
+	const char *kernel; /* boot: a PC that runs this, not a guest */
+	const char *initrd; /* boot; may be NULL */
+	unsigned cpus;
 	uint64_t mem;	  /* bytes */
 	uint64_t granule; /* bytes; 0: the default, which may grow */
 	uint64_t budget;  /* bytes; 0: none */
@@ -54,6 +59,7 @@ struct options {
 #define VCPU_MAX 16
 
 struct vm;
+struct pc;
 
 struct vcpu {
 	struct vm *vm;
@@ -131,6 +137,7 @@ struct vm {
 	struct serial serial;
 	struct doorbell doorbell;
 	struct entry entry;
+	struct pc *pc; /* pc.h; NULL unless options->kernel */
 	FILE *trace;
 	uint64_t started_ns;
 	struct gpas_stats before; /* when the guest was started */
