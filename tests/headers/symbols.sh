@@ -6,7 +6,8 @@ set -eu
 
 exported=$(nm -D --defined-only "$1" | awk '{ print $3 }' | sort)
 strangers=$(printf '%s\n' "$exported" | grep -v '^gpas_' |
-	grep -v -E '^(__asan_|__tsan_|__ubsan_|__odr_asan)' || true)
+	grep -v -E '^(__asan_|__tsan_|__ubsan_|__odr_asan|__gcov_)' |
+	grep -v -x mangle_path || true) # gcc's sanitizers and coverage
 if [ -n "$strangers" ]; then
 	echo "exported without the prefix:" >&2
 	echo "$strangers" >&2
