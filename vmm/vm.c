@@ -304,6 +304,7 @@ static void supervise(struct vm *vm, int signals)
 			   read(signals, &info, sizeof(info)) ==
 				   (ssize_t)sizeof(info)) {
 			tell("stopped by signal %u", info.ssi_signo);
+			vm->signalled = true;
 			vm_stop(vm, STATUS_SIGNAL + (int)info.ssi_signo);
 		}
 	}
@@ -355,7 +356,12 @@ static void run(struct vm *vm)
 	if (signals >= 0) {
 		close(signals);
 	}
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	/* A signal that stopped the run often comes twice, as timeout(1) sends
+	 * it to the process and to its group: the second may not take away
+	 * what is told after the run. */
+	if (!vm->signalled) {
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	}
 }
 
 static void run_and_tell(struct vm *vm)

@@ -144,7 +144,8 @@ struct vm {
 	uint64_t ran_ns;
 	/* The exit status once somebody has decided it, -1 until then. */
 	atomic_int status;
-	int stop_fd; /* an eventfd: readable when status is set */
+	int stop_fd;	/* an eventfd: readable when status is set */
+	bool signalled; /* a signal stopped the run */
 	/* Violations so far, those skipped and those that ended the run. */
 	atomic_ulong violations;
 	atomic_ulong denials; /* accesses that the budget forbade */
