@@ -79,8 +79,9 @@ int mirror_create(const struct gpas_kvm_params *params,
 	mirror->ops = ops;
 	mirror->ops_ctx = ctx;
 	mirror->trap_max = TRAP_MAX_BYTES;
-	mirror->trap_files[0].fd = -1;
-	mirror->trap_files[1].fd = -1;
+	mirror->trap_chunk = TRAP_MAX_BYTES;
+	mirror->trap_grain = TRAP_GRAIN;
+	mirror->trap_file.fd = -1;
 	mirror->params = *params;
 	mirror->lazy = lazy;
 	mirror->next_id = params->slot_first;
@@ -116,11 +117,10 @@ void mirror_destroy(struct mirror *mirror)
 
 /* ---- Commit -------------------------------------------------------- */
 
-static int set_slot(struct gpas *space, const struct slot *slot, bool present,
-		    bool again)
+static int set_slot(struct gpas *space, const struct slot *slot, bool present)
 {
 	struct mirror *mirror = space->mirror;
-	struct slot_desc desc = { .id = slot->id, .again = again };
+	struct slot_desc desc = { .id = slot->id };
 	uint64_t begun = clock_ns();
 	int err;
 
@@ -175,11 +175,11 @@ static int issue(struct gpas *space, struct diff *diff)
 	int err = 0;
 
 	while (deleted != NULL &&
-	       (err = set_slot(space, deleted, false, false)) == 0) {
+	       (err = set_slot(space, deleted, false)) == 0) {
 		deleted = deleted->link;
 	}
 	while (err == 0 && added != NULL &&
-	       (err = set_slot(space, added, true, false)) == 0) {
+	       (err = set_slot(space, added, true)) == 0) {
 		added = added->link;
 	}
 	if (err == 0) {
@@ -189,13 +189,13 @@ static int issue(struct gpas *space, struct diff *diff)
 		space->mirror->traps_refused = true;
 	}
 	for (slot = diff->adds; slot != added; slot = slot->link) {
-		if (set_slot(space, slot, false, false) != 0) {
+		if (set_slot(space, slot, false) != 0) {
 			poison(space);
 			return -ENOTRECOVERABLE;
 		}
 	}
 	for (slot = diff->deletes; slot != deleted; slot = slot->link) {
-		if (set_slot(space, slot, true, true) != 0) {
+		if (set_slot(space, slot, true) != 0) {
 			poison(space);
 			return -ENOTRECOVERABLE;
 		}
@@ -414,12 +414,13 @@ static bool fits(const struct mirror *mirror, const struct diff *diff)
 	       mirror->params.slot_count;
 }
 
-/* Replans with every window's slots merged, and if that is not enough with
- * the whole space as one window. */
+/* Replans with the slots of the whole space merged, and large traps from now
+ * on. */
 static int diff_squeeze(struct gpas *space, struct diff *diff)
 {
 	int err;
 
+	space->mirror->trap_chunk = space->mirror->trap_max;
 	diff_drop(space->mirror, diff);
 	space->windows[0] = (struct window){ space->base, space->end };
 	space->window_count = 1;
@@ -544,7 +545,7 @@ int mirror_remove_all(struct gpas *space)
 	for (span = mirror->slots.first; err == 0 && span != NULL;
 	     span = span->next) {
 		if (!mirror->lost) {
-			err = set_slot(space, slot_of(span), false, false);
+			err = set_slot(space, slot_of(span), false);
 		}
 	}
 	if (err != 0) {

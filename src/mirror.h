@@ -18,8 +18,7 @@ struct slot_desc {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t host;
-	bool trap;  /* bound to a guest_memfd that is gone: any access faults */
-	bool again; /* put back by a rollback */
+	bool trap; /* bound to a guest_memfd that is gone: any access faults */
 };
 
 /*
@@ -41,8 +40,15 @@ struct slot_ops {
 #define SLOT_MAX_BYTES (UINT64_C(8191) << 30)
 /* Traps share one inaccessible reservation of this size. */
 #define TRAP_MAX_BYTES (UINT64_C(1) << 40)
-/* Traps are not cut into smaller ones than this for speed's sake. */
-#define TRAP_GRAIN (UINT64_C(64) << 20)
+/*
+ * A trap that a fault has cut is replaced by others, and each slot's cost may
+ * grow with its size (docs/kvm-notes.md). Traps are not cut into smaller ones
+ * than a grain for speed's sake: where KVM's cost grows, or where it does not.
+ */
+#define TRAP_GRAIN	(UINT64_C(64) << 20)
+#define TRAP_GRAIN_FLAT (UINT64_C(16) << 30)
+/* Where it grows, traps are installed in chunks of this size. */
+#define TRAP_CHUNK_SIZED (UINT64_C(128) << 20)
 
 /* An installed slot, or one about to be. */
 struct slot {
@@ -83,12 +89,16 @@ struct mirror {
 	uint32_t *free_ids;
 	uint32_t free_count;
 	uint32_t next_id;
-	uint64_t trap_max;	      /* bytes, the largest trap */
+	/* Bytes, powers of two: grain <= chunk <= max. A trap is at most a
+	 * chunk, which grows to the maximum when slots run short. */
+	uint64_t trap_grain;
+	uint64_t trap_chunk;
+	uint64_t trap_max;
 	struct reservation trap_area; /* real KVM only, as is the next */
 	struct trap_file {
 		int fd; /* -1: none open */
 		uint64_t used;
-	} trap_files[2];	 /* for new traps, and for those put back */
+	} trap_file;
 	struct gpas_vcpu *vcpus; /* linked by next */
 	_Atomic(int) replacing;	 /* entering vCPUs wait */
 	/* A trap could not be created, for a reason that will not pass: see

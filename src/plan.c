@@ -249,47 +249,74 @@ static uint64_t buddy_size(uint64_t start, uint64_t end)
 static uint64_t slot_limit(const struct mirror *mirror,
 			   const struct piece *piece)
 {
-	return piece->trap ? mirror->trap_max : SLOT_MAX_BYTES;
+	return piece->trap ? mirror->trap_chunk : SLOT_MAX_BYTES;
+}
+
+/* Lets no piece take more than this share of all slots as chunks of a trap. */
+#define CHUNK_SHARE 4
+
+static void fit_chunk(struct mirror *mirror, uint64_t size)
+{
+	uint64_t chunks = mirror->params.slot_count / CHUNK_SHARE + 1;
+
+	while (mirror->trap_chunk < mirror->trap_max &&
+	       size / mirror->trap_chunk > chunks) {
+		mirror->trap_chunk *= 2;
+	}
 }
 
 /*
  * How much of [start, end), the rest of a trap that a fault has cut, the next
- * trap covers. Creating a trap costs time in proportion to its size where KVM
- * shadows page tables, so the rest is cut buddy-wise: the next fault replaces
- * a trap of about half the size. Below TRAP_GRAIN a smaller trap would save
- * nothing, and when slots get scarce they are worth more than the time.
+ * trap covers. Creating a trap can cost time in proportion to its size, so the
+ * rest is cut buddy-wise: the next fault replaces a trap of about half the
+ * size. Below a grain a smaller trap would save nothing, and when slots get
+ * scarce they are worth more than the time.
  */
 static uint64_t cut_size(const struct mirror *mirror, uint64_t start,
 			 uint64_t end)
 {
-	uint64_t to_grain = TRAP_GRAIN - (start & (TRAP_GRAIN - 1));
+	uint64_t grain = mirror->trap_grain;
+	uint64_t to_grain = grain - (start & (grain - 1));
 
-	if (end - start <= TRAP_GRAIN ||
-	    mirror->slots.count > mirror->params.slot_count / 4) {
+	if (end - start <= grain ||
+	    mirror->slots.count > mirror->params.slot_count / 2) {
 		return end - start;
 	}
-	if (to_grain != TRAP_GRAIN) {
+	if (to_grain != grain) {
 		return to_grain;
 	}
-	return buddy_size(start, end - (end & (TRAP_GRAIN - 1)));
+	return buddy_size(start, end - (end & (grain - 1)));
 }
 
-/* Covers a gap: with as few slots as KVM's limits allow, or as the rest of a
+/* How much of the gap from @start on one slot covers. Chunks are aligned. */
+static uint64_t cover_size(const struct mirror *mirror, const struct piece *gap,
+			   uint64_t start, bool cut)
+{
+	uint64_t limit = slot_limit(mirror, gap);
+	uint64_t size = gap->end - start;
+
+	if (!gap->trap) {
+		return size < limit ? size : limit;
+	}
+	limit -= start & (limit - 1);
+	size = cut ? cut_size(mirror, start, gap->end) : size;
+	return size < limit ? size : limit;
+}
+
+/* Covers a gap: with as few slots as the limits allow, or as the rest of a
  * trap that is @cut. */
 static int cover(struct mirror *mirror, struct diff *diff,
 		 const struct piece *gap, bool cut)
 {
-	uint64_t limit = slot_limit(mirror, gap);
 	struct piece part = *gap;
 
+	if (gap->trap) {
+		fit_chunk(mirror, gap->end - gap->start);
+	}
 	while (part.start < gap->end) {
-		uint64_t size = gap->end - part.start;
+		uint64_t size = cover_size(mirror, gap, part.start, cut);
 		int err;
 
-		if (cut && gap->trap) {
-			size = cut_size(mirror, part.start, gap->end);
-		}
-		size = size < limit ? size : limit;
 		part.end = part.start + size;
 		err = add_slot(mirror, diff, &part);
 		if (err != 0) {
@@ -361,7 +388,10 @@ struct coverage {
 static bool is_tiled(const struct mirror *mirror, const struct piece *piece)
 {
 	uint64_t limit = slot_limit(mirror, piece);
-	uint64_t needed = (piece->end - piece->start + limit - 1) / limit;
+	/* Chunks of a trap begin at multiples of the limit. */
+	uint64_t first = piece->trap ? piece->start & (limit - 1) : 0;
+	uint64_t needed =
+		(first + piece->end - piece->start + limit - 1) / limit;
 	const struct span *span = span_from(&mirror->slots, piece->start);
 	uint64_t at = piece->start;
 

@@ -196,18 +196,16 @@ static int demanded_failure(const struct fake_kvm *kvm)
 /* A trap needs a guest_memfd that is large enough and was made before. */
 static int spend(struct fake_kvm *kvm, const struct slot_desc *slot)
 {
-	uint64_t *granted = &kvm->granted[slot->again];
-
 	if (!slot->trap) {
 		return 0;
 	}
-	if (slot->size > *granted) {
-		if (!slot->again || kvm->refuse_with == 0) {
+	if (slot->size > kvm->granted) {
+		if (kvm->refuse_with == 0) {
 			make_mistake(kvm, "a trap that was not prepared");
 		}
 		return -EBADF;
 	}
-	*granted -= slot->size;
+	kvm->granted -= slot->size;
 	return 0;
 }
 
@@ -215,14 +213,13 @@ static int prepare(void *ctx, uint64_t adds, uint64_t deletes)
 {
 	struct fake_kvm *kvm = ctx;
 
-	if ((kvm->granted[0] | kvm->granted[1]) != 0) {
+	if (kvm->granted != 0) {
 		make_mistake(kvm, "prepare twice without finish");
 	}
 	if (kvm->refuse_with != 0) {
 		return adds != 0 ? kvm->refuse_with : 0; /* as kvm.c does */
 	}
-	kvm->granted[0] = adds;
-	kvm->granted[1] = deletes;
+	kvm->granted = adds + deletes;
 	return 0;
 }
 
@@ -230,8 +227,7 @@ static void finish(void *ctx)
 {
 	struct fake_kvm *kvm = ctx;
 
-	kvm->granted[0] = 0;
-	kvm->granted[1] = 0;
+	kvm->granted = 0;
 }
 
 static int set(void *ctx, const struct slot_desc *slot)

@@ -55,7 +55,7 @@ struct fake_kvm {
 
 	/* What prepare fails with from now on, or 0, and what it granted. */
 	int refuse_with;
-	uint64_t granted[2]; /* bytes of new traps, of those put back */
+	uint64_t granted; /* bytes of traps */
 	/* Not 0 while a vCPU is in the guest: then no slot may be replaced.
 	 * NULL: there is none. Where an ioctl failed a slot may come back. */
 	const int *running;

@@ -160,11 +160,12 @@ static unsigned log2_of(uint64_t value)
 }
 
 /* Whether the ioctls stay within bounds. A trap that a fault cuts falls into
- * its halves down to 64 MiB on either side, once; then two pieces remain. */
+ * its halves on either side, once: down to 16 GiB where large traps cost no
+ * more than small ones, elsewhere a chunk into two. Then two pieces remain. */
 static bool is_bounded(enum gpas_lazy lazy, uint64_t size,
 		       const struct cost *cost)
 {
-	uint64_t halves = 2 * log2_of(size / (64 * MIB));
+	uint64_t halves = 2 * log2_of(size / (16 * GIB) | 2);
 	uint64_t bound = lazy == GPAS_LAZY_TRAP ? halves + 6 : 1;
 
 	if (cost->most <= bound &&
