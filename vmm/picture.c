@@ -365,3 +365,59 @@ void picture_stats(struct vm *vm)
 	picture_time(vm, &now);
 	picture_histogram(vm, &now);
 }
+
+/* ---- Phases -------------------------------------------------------------- */
+
+/* What a phase is called, and whether nothing but KVM works in it. */
+static const struct {
+	const char *name;
+	bool is_kvm;
+} phases[PHASE_COUNT] = {
+	[PHASE_KVM] = { "open KVM, create the VM", true },
+	[PHASE_MEMORY] = { "memory, devices, boot data", false },
+	[PHASE_LOAD] = { "load the guest", false },
+	[PHASE_ATTACH] = { "attach: create slots", false },
+	[PHASE_VCPUS] = { "create vCPUs", true },
+	[PHASE_TREE] = { "device tree", false },
+	[PHASE_THREADS] = { "start threads", false },
+	[PHASE_FIRST_ENTRY] = { "enter the guest, to its first exit", true },
+	[PHASE_RUN] = { "the rest of the run", false },
+	[PHASE_DESTROY] = { "destroy the space", false },
+	[PHASE_CLOSE] = { "close the VM", true },
+};
+
+/* Of @phase, nanoseconds that are known to be KVM's own. */
+static uint64_t kvm_part(const struct vm *vm, enum phase phase)
+{
+	if (phase == PHASE_ATTACH) {
+		return vm->before.kvm_ns;
+	}
+	return phases[phase].is_kvm ? vm->phase_ns[phase] : 0;
+}
+
+void picture_phases(const struct vm *vm)
+{
+	uint64_t total = 0, kvm = 0;
+
+	fprintf(stderr, "  Start and end, in microseconds (KVM's own)\n\n");
+	for (enum phase i = 0; i < PHASE_COUNT; i++) {
+		uint64_t part = kvm_part(vm, i);
+
+		fprintf(stderr, "%12.0f  %s", (double)vm->phase_ns[i] / 1e3,
+			phases[i].name);
+		if (part != 0) {
+			fprintf(stderr, " (%.0f)", (double)part / 1e3);
+		}
+		fputc('\n', stderr);
+		total += vm->phase_ns[i];
+		kvm += part;
+		if (i == PHASE_FIRST_ENTRY) {
+			fprintf(stderr,
+				"%12.0f  = from main() to the first exit "
+				"(%.0f: %.0f%%)\n",
+				(double)total / 1e3, (double)kvm / 1e3,
+				(double)kvm * 100 / (double)total);
+		}
+	}
+	fputc('\n', stderr);
+}

@@ -245,6 +245,14 @@ static void on_host_error(struct vcpu *vcpu, int error)
 	vm_stop(vcpu->vm, STATUS_HOST);
 }
 
+/* The first entry of vCPU 0 ends the start-up (enum phase). */
+static void note_entry(struct vcpu *vcpu, uint64_t *ns)
+{
+	if (vcpu->index == 0 && *ns == 0) {
+		*ns = now_ns();
+	}
+}
+
 /* Like gpas_vcpu_run(), with a look at the exit before the library has it. */
 static int run_traced(struct vcpu *vcpu, struct gpas_exit *exit)
 {
@@ -275,8 +283,10 @@ void *vcpu_main(void *arg)
 		if (atomic_load(&vm->status) >= 0) {
 			return NULL;
 		}
+		note_entry(vcpu, &vm->entered_ns);
 		error = vm->trace != NULL ? run_traced(vcpu, &exit)
 					  : gpas_vcpu_run(&vcpu->gpas, &exit);
+		note_entry(vcpu, &vm->left_ns);
 		if (error != 0) {
 			on_host_error(vcpu, error);
 		} else {

@@ -41,6 +41,15 @@ uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* What happened since the last call was @phase. */
+static void pass(struct vm *vm, enum phase phase)
+{
+	uint64_t now = now_ns();
+
+	vm->phase_ns[phase] += now - vm->marked_ns;
+	vm->marked_ns = now;
+}
+
 static int host_error(const char *what, int error)
 {
 	tell("%s: %s", what, strerror(-error));
@@ -172,7 +181,9 @@ static int build_memory(struct vm *vm)
 	if (error != 0) {
 		return map_error(vm, "mapping devices", error);
 	}
+	pass(vm, PHASE_MEMORY);
 	status = load_guest(vm);
+	pass(vm, PHASE_LOAD);
 	if (status == 0) {
 		status = place_boot(vm);
 	}
@@ -240,22 +251,27 @@ static int create(struct vm *vm)
 	if (status == 0) {
 		status = open_kvm(vm);
 	}
+	pass(vm, PHASE_KVM);
 	if (status == 0) {
 		status = create_space(vm);
 	}
 	if (status == 0) {
 		status = vm->pc != NULL ? pc_build(vm) : build_memory(vm);
 	}
+	pass(vm, PHASE_MEMORY);
 	if (status == 0) {
 		status = attach(vm);
 	}
+	pass(vm, PHASE_ATTACH);
 	for (unsigned i = 0; status == 0 && i < vm->options->cpus; i++) {
 		status = add_vcpu(vm);
 	}
+	pass(vm, PHASE_VCPUS);
 	if (status != 0 || vm->pc != NULL) {
 		return status;
 	}
 	error = fdt_hand_over(vm);
+	pass(vm, PHASE_TREE);
 	return error == 0 ? 0 : host_error("the device tree", error);
 }
 
@@ -333,6 +349,17 @@ static void join_vcpus(struct vm *vm)
 	}
 }
 
+/* Split what passed since the vCPUs were started, which have ended. */
+static void pass_run(struct vm *vm)
+{
+	if (vm->entered_ns != 0 && vm->left_ns != 0) {
+		vm->phase_ns[PHASE_THREADS] = vm->entered_ns - vm->marked_ns;
+		vm->phase_ns[PHASE_FIRST_ENTRY] = vm->left_ns - vm->entered_ns;
+		vm->marked_ns = vm->left_ns;
+	}
+	pass(vm, PHASE_RUN);
+}
+
 /* Run the guest to its end, whatever that is; the status is in vm->status. */
 static void run(struct vm *vm)
 {
@@ -340,6 +367,7 @@ static void run(struct vm *vm)
 	int signals = open_signals(&old), error;
 
 	vm->started_ns = now_ns();
+	vm->marked_ns = vm->started_ns;
 	error = vm->pc != NULL ? pc_start(vm) : 0;
 	if (error == 0) {
 		error = start_vcpus(vm);
@@ -353,6 +381,7 @@ static void run(struct vm *vm)
 		pc_stop(vm);
 	}
 	vm->ran_ns = now_ns() - vm->started_ns;
+	pass_run(vm);
 	if (signals >= 0) {
 		close(signals);
 	}
@@ -394,10 +423,13 @@ static int finish(struct vm *vm)
 
 static void destroy(struct vm *vm)
 {
+	vm->marked_ns = now_ns();
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		vcpu_destroy(&vm->vcpus[i]);
 	}
+	pass(vm, PHASE_CLOSE);
 	gpas_destroy(vm->space);
+	pass(vm, PHASE_DESTROY);
 	restore_close(&vm->restore);
 	pc_destroy(vm);
 	trace_close(vm);
@@ -410,6 +442,7 @@ static void destroy(struct vm *vm)
 	if (vm->kvm_fd >= 0) {
 		close(vm->kvm_fd);
 	}
+	pass(vm, PHASE_CLOSE);
 }
 
 int vm_run(const struct options *options)
@@ -420,10 +453,12 @@ int vm_run(const struct options *options)
 		.fd = -1,
 		.status = -1,
 		.stop_fd = eventfd(0, EFD_CLOEXEC),
+		.marked_ns = now_ns(),
 		.restore = { .fd = -1 },
 		.offers = { .lock = PTHREAD_MUTEX_INITIALIZER },
 	};
 	int status = STATUS_HOST;
+	bool ran = false;
 
 	setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
 	if (vm.stop_fd < 0 || vcpu_install_kick() != 0) {
@@ -434,7 +469,11 @@ int vm_run(const struct options *options)
 	if (status == 0) {
 		run_and_tell(&vm);
 		status = finish(&vm);
+		ran = true;
 	}
 	destroy(&vm);
+	if (ran && options->stats) {
+		picture_phases(&vm);
+	}
 	return status;
 }

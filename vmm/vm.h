@@ -38,6 +38,8 @@ struct options {
 	const char *append;
 	const char *kernel; /* boot: a PC that runs this, not a guest */
 	const char *initrd; /* boot; may be NULL */
+	const char *dtb;    /* boot; may be NULL */
+	uint64_t module;    /* boot: bytes that can be plugged in */
 	unsigned cpus;
 	uint64_t mem;	  /* bytes */
 	uint64_t granule; /* bytes; 0: the default, which may grow */
@@ -121,6 +123,22 @@ struct entry {
 	gpas_gpa boot; /* the region that arch_boot_write filled */
 };
 
+/* What the time of a run goes to, in this order. */
+enum phase {
+	PHASE_KVM = 0, /* open /dev/kvm, create the VM */
+	PHASE_MEMORY,  /* the space, its regions, what the guest boots from */
+	PHASE_LOAD,    /* the guest's file */
+	PHASE_ATTACH,
+	PHASE_VCPUS,
+	PHASE_TREE,
+	PHASE_THREADS,	   /* until vCPU 0 is about to enter the guest */
+	PHASE_FIRST_ENTRY, /* until it leaves it for the first time */
+	PHASE_RUN,
+	PHASE_DESTROY, /* the space */
+	PHASE_CLOSE,   /* the VM */
+	PHASE_COUNT
+};
+
 struct vm {
 	const struct options *options;
 	int kvm_fd;
@@ -142,6 +160,14 @@ struct vm {
 	uint64_t started_ns;
 	struct gpas_stats before; /* when the guest was started */
 	uint64_t ran_ns;
+	/* Nanoseconds of each phase; those up to marked_ns are accounted for.
+	 */
+	uint64_t phase_ns[PHASE_COUNT];
+	uint64_t marked_ns;
+	/* Of vCPU 0, written by its thread: when it first entered the guest,
+	 * and when it came back. 0: it did not. */
+	uint64_t entered_ns;
+	uint64_t left_ns;
 	/* The exit status once somebody has decided it, -1 until then. */
 	atomic_int status;
 	int stop_fd;	/* an eventfd: readable when status is set */
@@ -180,11 +206,15 @@ uint64_t now_ns(void);
 int ram_size(struct vm *vm);
 /* Whatever no other region takes becomes RAM. */
 int ram_map(struct vm *vm);
+/* More RAM, while the guest runs. 0 or -errno. */
+int ram_map_range(struct vm *vm, struct gpas_range range);
 
 enum ram_command {
 	RAM_GIVE = 1,  /* back to the host; zeros, or the file's, from now on */
 	RAM_TAKE = 2,  /* make it present */
 	RAM_OFFER = 3, /* give it back whenever the budget is short */
+	RAM_SEAL = 4,  /* a write to it is a violation from now on ... */
+	RAM_UNSEAL = 5, /* ... and no more */
 };
 
 /* Do what the guest asks with a range; anything may be wrong with it. 0 or
@@ -226,6 +256,16 @@ void vcpus_resume(void *ctx);
 #define DOORBELL_NAME "doorbell"
 
 int devices_add(struct vm *vm);
+/* The doorbell alone. 0 or -errno. */
+int doorbell_add(struct vm *vm);
+
+/* ---- module.c ------------------------------------------------------------ */
+
+/* Plug the memory module in, or ask the guest for it. Any thread. 0 or -errno:
+ * -ENODEV no such machine, -EEXIST it is plugged in, -ENOENT it is not, or an
+ * error of gpas_map_alloc(). */
+int module_request(struct vm *vm, bool plugged);
+bool module_plugged(struct vm *vm);
 
 /* ---- loader.c ------------------------------------------------------------ */
 
@@ -244,6 +284,8 @@ int fdt_hand_over(struct vm *vm);
 
 void picture_map(struct vm *vm, const char *when);
 void picture_stats(struct vm *vm);
+/* The phases of a run that is over; looks at nothing but their times. */
+void picture_phases(const struct vm *vm);
 /* A size for people: "64 KiB", "1 GiB", "1.5 MiB". */
 struct size_text {
 	char text[24];
