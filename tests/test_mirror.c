@@ -1703,6 +1703,10 @@ static void run_model(uint64_t seed, unsigned steps)
 	}
 	use_callbacks(&run.f);
 	attach(&run.f);
+	if (seed % 3 == 1) {
+		run.f.space->mirror->trap_chunk = 8 * PAGE;
+		run.f.space->mirror->trap_grain = 2 * PAGE;
+	}
 	if (seed % 4 < 2) {
 		start_vcpu(&run.f);
 	}
