@@ -1138,6 +1138,90 @@ static void without_a_budget_there_is_no_account(void **state)
 	}
 }
 
+/* ---- a file as content --------------------------------------------------- */
+
+/* A file of @size bytes, each its offset's page number plus one. */
+static int numbered_file(uint64_t size)
+{
+	char path[] = "/tmp/gpas-fill-XXXXXX";
+	int fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	assert_int_equal(unlink(path), 0);
+	for (uint64_t at = 0; at < size; at++) {
+		uint8_t byte = (uint8_t)(at / PAGE + 1);
+
+		assert_int_equal(pwrite(fd, &byte, 1, (off_t)at), 1);
+	}
+	return fd;
+}
+
+static bool holds(struct gpas *space, uint64_t gpa, uint64_t size, uint8_t byte)
+{
+	uint8_t bytes[PAGE];
+
+	assert_int_equal(gpas_read(space, at(gpa), bytes, size, NULL), 0);
+	return is_all(bytes, byte, size);
+}
+
+/* From an offset that is no page's, on into the file's last page; beyond its
+ * end the fault fails and nothing becomes present. */
+static void files_fill_lazy_memory(void **state)
+{
+	struct gpas *space = fixture_space(state, GIB);
+	struct gpas_file_content content = {
+		.fd = numbered_file(4 * PAGE + 10),
+		.offset = 100,
+		.start = at(MIB),
+	};
+	struct gpas_map_params params = {
+		.lazy = true,
+		.granule = PAGE,
+		.filler = { gpas_fill_from_file, &content },
+	};
+	struct gpas_fault fault;
+
+	assert_int_equal(gpas_map_alloc(space, at(MIB), 8 * PAGE, RW, &params),
+			 0);
+	assert_true(holds(space, MIB + 2 * PAGE, PAGE - 100, 3));
+	assert_true(holds(space, MIB + 3 * PAGE - 100, 100, 4));
+	/* The last page: what the file has of it, then zeros. */
+	assert_true(holds(space, MIB + 3 * PAGE, PAGE - 100, 4));
+	assert_true(holds(space, MIB + 4 * PAGE - 100, 10, 5));
+	assert_true(holds(space, MIB + 4 * PAGE - 90, 90, 0));
+	fault = fault_at(space, MIB + 4 * PAGE);
+	assert_int_equal(fault.kind, GPAS_FAULT_FAILED);
+	assert_int_equal(fault.error, -ENODATA);
+	assert_int_equal(stats_of(space).present, 2 * PAGE);
+	close(content.fd);
+}
+
+static void files_that_cannot_fill_say_so(void **state)
+{
+	struct gpas_file_content content = { .fd = -1, .start = at(MIB) };
+	uint8_t page[PAGE] = { 0 };
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(gpas_fill_from_file(&content, at(MIB), page, PAGE),
+			 -EBADF);
+	assert_int_equal(gpas_fill_from_file(&content, at(0), page, PAGE),
+			 -EINVAL);
+	content.offset = (uint64_t)INT64_MAX - PAGE + 1;
+	assert_int_equal(gpas_fill_from_file(&content, at(MIB), page, PAGE),
+			 -EINVAL);
+	content.offset = UINT64_MAX;
+	assert_int_equal(
+		gpas_fill_from_file(&content, at(MIB + PAGE), page, PAGE),
+		-EINVAL);
+	assert_int_equal(pipe(ends), 0);
+	content = (struct gpas_file_content){ .fd = ends[0] };
+	assert_int_equal(gpas_fill_from_file(&content, at(0), page, PAGE),
+			 -ESPIPE);
+	close(ends[0]);
+	close(ends[1]);
+}
+
 /* ---- memslots and traps run out ----------------------------------------- */
 
 struct board {
@@ -1443,6 +1527,8 @@ int main(void)
 		fixture_test(eager_memory_counts),
 		fixture_test(the_account_is_right_after_every_step),
 		fixture_test(without_a_budget_there_is_no_account),
+		fixture_test(files_fill_lazy_memory),
+		fixture_test(files_that_cannot_fill_say_so),
 		fixture_test(short_slots_make_granules_larger),
 		fixture_test(ample_slots_keep_granules_small),
 		fixture_test(short_slots_and_a_short_budget),

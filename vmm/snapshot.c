@@ -48,7 +48,9 @@ int restore_open(struct restore *restore, const struct options *options)
 	if (size <= options->restore_offset) {
 		return complain(path, "holds nothing to restore there");
 	}
-	restore->offset = options->restore_offset;
+	restore->content =
+		(struct gpas_file_content){ .fd = restore->fd,
+					    .offset = options->restore_offset };
 	restore->size = size - options->restore_offset;
 	if (!gpas_is_aligned(restore->size, GPAS_PAGE_BYTES)) {
 		return complain(path, "does not end with a whole page of 4K");
@@ -63,43 +65,17 @@ void restore_close(struct restore *restore)
 	}
 }
 
-/* Read all of [offset, offset + size) of the file, which is that long. */
-static int read_all(int fd, void *bytes, uint64_t size, uint64_t offset)
-{
-	uint64_t done = 0;
-
-	while (done < size) {
-		ssize_t part = pread(fd, (uint8_t *)bytes + done, size - done,
-				     (off_t)(offset + done));
-
-		if (part < 0 && errno != EINTR) {
-			return -errno;
-		}
-		if (part == 0) {
-			return -ENODATA; /* the file shrank */
-		}
-		done += part > 0 ? (uint64_t)part : 0;
-	}
-	return 0;
-}
-
-static int fill(void *ctx, gpas_gpa gpa, void *host, uint64_t size)
-{
-	const struct restore *restore = ctx;
-
-	return read_all(restore->fd, host, size, restore->offset + gpa.value);
-}
-
 void restore_params(struct restore *restore, gpas_gpa start,
 		    struct gpas_map_params *params)
 {
 	if (params->mechanism == GPAS_LAZY_UFFD) {
-		params->filler = (struct gpas_filler){ fill, restore };
+		params->filler = (struct gpas_filler){ gpas_fill_from_file,
+						       &restore->content };
 		return;
 	}
 	params->memory.kind = GPAS_MEMORY_FILE;
 	params->memory.fd = restore->fd;
-	params->memory.fd_offset = restore->offset + start.value;
+	params->memory.fd_offset = restore->content.offset + start.value;
 }
 
 /* ---- Saving -------------------------------------------------------------- */
@@ -192,7 +168,7 @@ static int write_present(struct save *save, gpas_gpa gpa, gpas_hva host,
 /* Copy what is not present and was not touched: still as in the old file. */
 static int copy_restored(struct save *save, struct gpas_range range)
 {
-	const struct restore *restore = &save->vm->restore;
+	struct restore *restore = &save->vm->restore;
 	struct gpas_range file = { { 0 }, { restore->size } };
 	uint8_t chunk[CHUNK_BYTES];
 	int error = 0;
@@ -200,7 +176,8 @@ static int copy_restored(struct save *save, struct gpas_range range)
 	range = gpas_range_intersect(range, file);
 	while (error == 0 && !gpas_range_is_empty(range)) {
 		uint64_t size = gpas_range_size(range);
-		off_t from = (off_t)(restore->offset + range.start.value);
+		off_t from =
+			(off_t)(restore->content.offset + range.start.value);
 		off_t data = lseek(restore->fd, from, SEEK_DATA);
 
 		if (data < 0 && errno == ENXIO) {
@@ -217,8 +194,8 @@ static int copy_restored(struct save *save, struct gpas_range range)
 			size -= hole;
 		}
 		size = size < CHUNK_BYTES ? size : CHUNK_BYTES;
-		error = read_all(restore->fd, chunk, size,
-				 restore->offset + range.start.value);
+		error = gpas_fill_from_file(&restore->content, range.start,
+					    chunk, size);
 		if (error == 0) {
 			error = write_pages(save, range.start, chunk, size);
 		}

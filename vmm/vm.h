@@ -101,9 +101,9 @@ struct doorbell {
 
 /* The file that RAM comes from. */
 struct restore {
-	int fd; /* -1: none, and size is 0 */
-	uint64_t offset;
+	int fd;	       /* -1: none, and size is 0 */
 	uint64_t size; /* whole pages */
+	struct gpas_file_content content;
 };
 
 #define OFFER_MAX 64

@@ -129,6 +129,28 @@ struct gpas_filler {
 	void *ctx;
 };
 
+/* A file's bytes from @offset on, as the content of memory from @start on. */
+struct gpas_file_content {
+	int fd; /* readable, and not a pipe or socket; the caller's */
+	uint64_t offset;
+	gpas_gpa start;
+};
+
+/*
+ * gpas_fill_from_file - a filler's function: what a file has, by pread(2).
+ *
+ * ctx is a struct gpas_file_content, which must outlive the mapping. It serves
+ * every mechanism, userfaultfd among them, and files that cannot be mapped;
+ * where GPAS_MEMORY_FILE will do, that copies less. The rest of the file's
+ * last page is zero; pages wholly beyond its end are an error, as they are to
+ * whoever touches them in a mapping of the file.
+ *
+ * Errors: -ENODATA beyond the file's end, -EINVAL below @start or beyond what
+ * a file's offset can express, and pread's.
+ */
+GPAS_API int gpas_fill_from_file(void *ctx, gpas_gpa gpa, void *host,
+				 uint64_t size);
+
 /* What the mapping calls share; NULL or all zero is the default. */
 struct gpas_map_params {
 	const char *name; /* copied; NULL: a name after the kind of mapping */
