@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * ACPI tables for the PC of "gpas-vmm boot": which processors there are, where
- * their interrupt controllers are, and how to turn the machine off or reset it.
+ * their interrupt controllers are, how to turn the machine off or reset it, and
+ * the memory module that can be plugged in.
  * Sections are of the ACPI specification, version 6.5.
  */
 #include "pc.h"
@@ -15,8 +16,8 @@
 #define TABLE_ALIGN  64
 
 /*
- * The only code (section 20): what to write to sleep in S5, and the panic
- * device, of which Linux has a driver.
+ * Code (section 20): what to write to sleep in S5, and the panic device, of
+ * which Linux has a driver.
  *
  *   Name (\_S5, Package () { 5, 5, 0, 0 })
  *   Scope (\_SB) { Device (PEVT) {
@@ -38,6 +39,66 @@ static const uint8_t code[] = {
 	0x08, '_', 'C', 'R', 'S', 0x11, 0x0d, 0x0a, 0x0a, 0x47, 0x01,
 	PC_PANIC_PORT & 0xff, PC_PANIC_PORT >> 8, PC_PANIC_PORT & 0xff,
 	PC_PANIC_PORT >> 8, 0x01, 0x01, 0x79, 0x00
+};
+
+/*
+ * The code of a machine with a memory module: the module, and the device whose
+ * interrupt says that something is up with it (5.6.9). START, LAST and SIZE are
+ * filled in.
+ *
+ *   Scope (\_SB) {
+ *     Device (MODU) {
+ *       Name (_HID, EisaId ("PNP0C80"))
+ *       Name (_UID, 0)
+ *       OperationRegion (REGS, SystemIO, 0x620, 8)
+ *       Field (REGS, WordAcc, NoLock, Preserve) {
+ *         STAT, 16, EVNT, 16, EJCT, 16, CODE, 16 }
+ *       Name (_CRS, ResourceTemplate () {
+ *         QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed,
+ *           Cacheable, ReadWrite, 0, START, LAST, 0, SIZE) })
+ *       Method (_STA, 0) { Return (STAT) }
+ *       Method (_EJ0, 1) { EJCT = Arg0 }
+ *       Method (_OST, 3) { CODE = Arg1 } }
+ *     Device (GEVT) {
+ *       Name (_HID, "ACPI0013")
+ *       Name (_CRS, ResourceTemplate () {
+ *         Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 16 } })
+ *       Method (_EVT, 1) { Notify (MODU, \_SB.MODU.EVNT) } } }
+ */
+static const uint8_t module_code[] = {
+	/* Scope, Device */
+	0x10, 0x4c, 0x0e, '\\', '_', 'S', 'B', '_', 0x5b, 0x82, 0x4d, 0x09, 'M',
+	'O', 'D', 'U',
+	/* Name, a compressed identifier; Name, zero */
+	0x08, '_', 'H', 'I', 'D', 0x0c, 0x41, 0xd0, 0x0c, 0x80, 0x08, '_', 'U',
+	'I', 'D', 0x00,
+	/* OperationRegion, Field */
+	0x5b, 0x80, 'R', 'E', 'G', 'S', 0x01, 0x0b, PC_MODULE_PORT & 0xff,
+	PC_MODULE_PORT >> 8, 0x0a, PC_MODULE_BYTES, 0x5b, 0x81, 0x1a, 'R', 'E',
+	'G', 'S', 0x02, 'S', 'T', 'A', 'T', 0x10, 'E', 'V', 'N', 'T', 0x10, 'E',
+	'J', 'C', 'T', 0x10, 'C', 'O', 'D', 'E', 0x10,
+	/* Name, Buffer of 48: an address space descriptor and the end tag */
+	0x08, '_', 'C', 'R', 'S', 0x11, 0x33, 0x0a, 0x30, 0x8a, 0x2b, 0x00,
+	0x00, 0x0d, 0x03, 0, 0, 0, 0, 0, 0, 0, 0,
+#define MODULE_START_OFFSET 95
+	0, 0, 0, 0, 0, 0, 0, 0,
+#define MODULE_LAST_OFFSET 103
+	0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+#define MODULE_SIZE_OFFSET 119
+	0, 0, 0, 0, 0, 0, 0, 0, 0x79, 0x00,
+	/* Methods of the module */
+	0x14, 0x0b, '_', 'S', 'T', 'A', 0x00, 0xa4, 'S', 'T', 'A', 'T', 0x14,
+	0x0c, '_', 'E', 'J', '0', 0x01, 0x70, 0x68, 'E', 'J', 'C', 'T', 0x14,
+	0x0c, '_', 'O', 'S', 'T', 0x03, 0x70, 0x69, 'C', 'O', 'D', 'E',
+	/* Device; Name, string */
+	0x5b, 0x82, 0x44, 0x04, 'G', 'E', 'V', 'T', 0x08, '_', 'H', 'I', 'D',
+	0x0d, 'A', 'C', 'P', 'I', '0', '0', '1', '3', 0x00,
+	/* Name, Buffer of 11: an interrupt descriptor and the end tag */
+	0x08, '_', 'C', 'R', 'S', 0x11, 0x0e, 0x0a, 0x0b, 0x89, 0x06, 0x00,
+	0x03, 0x01, PC_MODULE_IRQ, 0x00, 0x00, 0x00, 0x79, 0x00,
+	/* Method */
+	0x14, 0x1a, '_', 'E', 'V', 'T', 0x01, 0x86, 'M', 'O', 'D', 'U', '\\',
+	0x2f, 0x03, '_', 'S', 'B', '_', 'M', 'O', 'D', 'U', 'E', 'V', 'N', 'T'
 };
 
 /* Tables under construction. */
@@ -101,6 +162,20 @@ static uint8_t *add_dsdt(struct tables *tables)
 
 	memcpy(table + HEADER_BYTES, code, sizeof(code));
 	finish(table, "DSDT", 2, size);
+	return table;
+}
+
+static uint8_t *add_module(struct tables *tables, struct gpas_range range)
+{
+	size_t size = HEADER_BYTES + sizeof(module_code);
+	uint8_t *table = take(tables, size);
+	uint8_t *at = table + HEADER_BYTES;
+
+	memcpy(at, module_code, sizeof(module_code));
+	put(at + MODULE_START_OFFSET, 8, range.start.value);
+	put(at + MODULE_LAST_OFFSET, 8, range.end.value - 1);
+	put(at + MODULE_SIZE_OFFSET, 8, gpas_range_size(range));
+	finish(table, "SSDT", 2, size);
 	return table;
 }
 
@@ -182,21 +257,29 @@ static uint8_t *add_madt(struct tables *tables, unsigned cpus)
 	return table;
 }
 
-size_t acpi_build(uint8_t image[PC_ACPI_BYTES], unsigned cpus)
+size_t acpi_build(uint8_t image[PC_ACPI_BYTES], unsigned cpus,
+		  struct gpas_range module)
 {
+	bool has_module = !gpas_range_is_empty(module);
+	size_t xsdt_bytes = HEADER_BYTES + (has_module ? 3 : 2) * 8;
 	struct tables tables = { .image = image };
 	uint8_t *rsdp, *xsdt, *dsdt, *facs, *fadt, *madt;
 
 	memset(image, 0, PC_ACPI_BYTES);
 	rsdp = take(&tables, RSDP_BYTES);
-	xsdt = take(&tables, HEADER_BYTES + 2 * 8);
+	xsdt = take(&tables, xsdt_bytes);
 	dsdt = add_dsdt(&tables);
 	facs = add_facs(&tables);
 	fadt = add_fadt(&tables, gpa_of(&tables, facs), gpa_of(&tables, dsdt));
 	madt = add_madt(&tables, cpus);
 	put(xsdt + HEADER_BYTES, 8, gpa_of(&tables, fadt));
 	put(xsdt + HEADER_BYTES + 8, 8, gpa_of(&tables, madt));
-	finish(xsdt, "XSDT", 1, HEADER_BYTES + 2 * 8);
+	if (has_module) {
+		uint8_t *ssdt = add_module(&tables, module);
+
+		put(xsdt + HEADER_BYTES + 16, 8, gpa_of(&tables, ssdt));
+	}
+	finish(xsdt, "XSDT", 1, xsdt_bytes);
 	/* 5.2.5.3: the first 20 bytes have a sum of their own. */
 	memcpy(rsdp, "RSD PTR ", 8);
 	memcpy(rsdp + 9, "GPAS  ", 6);

@@ -2,7 +2,8 @@
 /*
  * What is typed goes to the guest: a thread reads stdin and hands it to the
  * serial port. A terminal is put into raw mode meanwhile, so that the guest has
- * every key; Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A.
+ * every key; Ctrl-A x ends the run, Ctrl-A m plugs the memory module in or asks
+ * for it, Ctrl-A Ctrl-A is one Ctrl-A.
  *
  * The terminal gets its mode back when the run ends, and also when a signal
  * ends the process: that needs the one mutable object of this file that is not
@@ -62,9 +63,21 @@ static void go_raw(void)
 	tcsetattr(STDIN_FILENO, TCSANOW, &raw);
 }
 
-/* Take escapes out of what was typed; returns the bytes that remain, or -1
- * when the run is to end. */
-static ssize_t filter(uint8_t *bytes, ssize_t size, bool *escaped)
+static void toggle_module(struct vm *vm)
+{
+	int error = module_request(vm, !module_plugged(vm));
+
+	if (error != 0) {
+		tell("module: %s", error == -ENODEV ? "there is none; see "
+						      "--module"
+						    : strerror(-error));
+	}
+}
+
+/* Take escapes out of what was typed and obey them; returns the bytes that
+ * remain, or -1 when the run is to end. */
+static ssize_t filter(struct vm *vm, uint8_t *bytes, ssize_t size,
+		      bool *escaped)
 {
 	ssize_t kept = 0;
 
@@ -73,6 +86,11 @@ static ssize_t filter(uint8_t *bytes, ssize_t size, bool *escaped)
 
 		if (*escaped && (byte == 'x' || byte == 'X')) {
 			return -1;
+		}
+		if (*escaped && (byte == 'm' || byte == 'M')) {
+			*escaped = false;
+			toggle_module(vm);
+			continue;
 		}
 		if (byte == ESCAPE && !*escaped) {
 			*escaped = true;
@@ -91,7 +109,8 @@ static bool deliver(struct vm *vm, const uint8_t *bytes, size_t size)
 	size_t done = uart_receive(&vm->pc->uart, bytes, size);
 
 	while (done < size) {
-		/* The guest is slower than the typist; look again soon. */
+		/* The guest is slower than the typist, or does not listen yet;
+		 * look again soon. */
 		if (poll(&stop, 1, 10) > 0) {
 			return false;
 		}
@@ -127,7 +146,7 @@ static void *input_main(void *arg)
 			return NULL; /* nobody will type any more */
 		}
 		if (size > 0 && is_raw) {
-			size = filter(bytes, size, &escaped);
+			size = filter(vm, bytes, size, &escaped);
 			if (size < 0) {
 				tell("stopped from the keyboard");
 				vm_stop(vm, STATUS_SIGNAL + SIGINT);

@@ -14,8 +14,11 @@
  *   0x38 memory write: what to do with the range: 1 give it back to the host
  *               (it reads as zeros, or as the file that was restored), 2 make
  *               it present, 3 offer it: it may be given back at any time from
- *               now on, until the range is in another command; read: what
- *               became of the last one, 0 or a negative errno
+ *               now on, until the range is in another command, 4 make writing
+ *               to it a violation, 5 allow it again; read: what became of the
+ *               last command, 0 or a negative errno
+ *   0x40 module write: 1 plug the memory module in, 0 ask for it back, by ACPI;
+ *               what became of it is at 0x38; read: 1 while it is plugged in
  *   0x100       scratch area: 256 bytes that remember, in any width
  */
 #include "vm.h"
@@ -138,6 +141,7 @@ enum {
 	DOORBELL_START = 0x28,
 	DOORBELL_SIZE = 0x30,
 	DOORBELL_MEMORY = 0x38,
+	DOORBELL_MODULE = 0x40,
 	DOORBELL_SCRATCH = 0x100,
 };
 
@@ -177,6 +181,9 @@ static void doorbell_write(struct doorbell *bell, uint64_t offset,
 		bell->result = ram_command(bell->vm, value, bell->range_start,
 					   bell->range_size);
 		break;
+	case DOORBELL_MODULE:
+		bell->result = module_request(bell->vm, value != 0);
+		break;
 	default:
 		break;
 	}
@@ -197,6 +204,8 @@ static uint64_t doorbell_read(const struct doorbell *bell, uint64_t offset)
 		return bell->range_size;
 	case DOORBELL_MEMORY:
 		return (uint64_t)(int64_t)bell->result;
+	case DOORBELL_MODULE:
+		return module_plugged(bell->vm);
 	default:
 		return UINT64_MAX;
 	}
@@ -236,6 +245,20 @@ static int doorbell_access(void *ctx, struct gpas_device_access *access)
 
 /* ---- Putting them in place ----------------------------------------------- */
 
+int doorbell_add(struct vm *vm)
+{
+	const struct gpas_device doorbell = {
+		.name = DOORBELL_NAME,
+		.ctx = &vm->doorbell,
+		.access = doorbell_access,
+	};
+
+	pthread_mutex_init(&vm->doorbell.lock, NULL);
+	vm->doorbell.vm = vm;
+	return gpas_map_device(vm->space, arch_layout.doorbell, GPAS_PAGE_BYTES,
+			       &doorbell);
+}
+
 int devices_add(struct vm *vm)
 {
 	const struct gpas_device serial = {
@@ -244,21 +267,13 @@ int devices_add(struct vm *vm)
 		.ctx = &vm->serial,
 		.access = serial_access,
 	};
-	const struct gpas_device doorbell = {
-		.name = DOORBELL_NAME,
-		.ctx = &vm->doorbell,
-		.access = doorbell_access,
-	};
 	int error;
 
 	pthread_mutex_init(&vm->serial.lock, NULL);
-	pthread_mutex_init(&vm->doorbell.lock, NULL);
-	vm->doorbell.vm = vm;
 	error = gpas_map_device(vm->space, arch_layout.serial, GPAS_PAGE_BYTES,
 				&serial);
 	if (error == 0) {
-		error = gpas_map_device(vm->space, arch_layout.doorbell,
-					GPAS_PAGE_BYTES, &doorbell);
+		error = doorbell_add(vm);
 	}
 	if (error == 0 && arch_layout.serial_port != 0) {
 		error = gpas_add_device(vm->space, GPAS_ADDRESS_PORT,

@@ -236,13 +236,81 @@ static int put_initrd(struct vm *vm, const struct handover *to)
 	return status;
 }
 
+/* ---- Device tree --------------------------------------------------------- */
+
+/* What a tree begins with (Devicetree Specification 0.4, 5.2), big-endian. */
+#define DTB_MAGIC	 UINT32_C(0xd00dfeed)
+#define DTB_HEADER_BYTES 40
+
+static uint32_t big_endian(const uint8_t *bytes)
+{
+	return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 |
+	       (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+static int check_dtb(const struct file *file)
+{
+	uint8_t head[DTB_HEADER_BYTES];
+	const char *why = NULL;
+
+	if (file->bytes > PC_DTB_MAX - sizeof(struct setup_data)) {
+		why = "is larger than a device tree may be here, 64 KiB";
+	} else if (read_at(file, 0, head, sizeof(head)) !=
+			   (ssize_t)sizeof(head) ||
+		   big_endian(head) != DTB_MAGIC) {
+		why = "is no device tree blob";
+	} else if (big_endian(head + 4) != file->bytes) {
+		why = "has not the size that it says it has";
+	}
+	if (why != NULL) {
+		tell("%s %s", file->path, why);
+		return STATUS_BAD_GUEST;
+	}
+	return 0;
+}
+
+/* The only element of the list of setup data. @ret gets its GPA, or 0. */
+static int put_dtb(struct vm *vm, uint64_t *ret)
+{
+	struct setup_data header = { .type = SETUP_DTB };
+	struct file file;
+	int status;
+
+	*ret = 0;
+	if (vm->options->dtb == NULL) {
+		return 0;
+	}
+	status = open_file(&file, vm->options->dtb);
+	if (status == 0) {
+		status = check_dtb(&file);
+	}
+	if (status == 0) {
+		header.len = (uint32_t)file.bytes;
+		status = put(vm, PC_DTB_GPA, &header, sizeof(header));
+	}
+	if (status == 0) {
+		status = copy_file(vm, &file, 0, file.bytes,
+				   PC_DTB_GPA + sizeof(header));
+		*ret = PC_DTB_GPA;
+	}
+	if (file.fd >= 0) {
+		close(file.fd);
+	}
+	return status;
+}
+
 /* ---- bzImage ------------------------------------------------------------- */
 
 static int put_params(struct vm *vm, const uint8_t *head,
 		      const struct bzimage *image, const struct handover *to)
 {
 	struct boot_params params = { 0 };
+	uint64_t dtb;
+	int status = put_dtb(vm, &dtb);
 
+	if (status != 0) {
+		return status;
+	}
 	memcpy(&params.hdr, head + offsetof(struct boot_params, hdr),
 	       image->header_bytes < sizeof(params.hdr) ? image->header_bytes
 							: sizeof(params.hdr));
@@ -251,7 +319,7 @@ static int put_params(struct vm *vm, const uint8_t *head,
 	params.hdr.cmd_line_ptr = PC_CMDLINE_GPA;
 	params.hdr.ramdisk_image = (uint32_t)vm->pc->initrd;
 	params.hdr.ramdisk_size = (uint32_t)vm->pc->initrd_bytes;
-	params.hdr.setup_data = 0;
+	params.hdr.setup_data = dtb;
 	params.acpi_rsdp_addr = PC_ACPI_START;
 	params.e820_entries = (uint8_t)to->map_count;
 	memcpy(params.e820_table, to->map,
@@ -443,6 +511,9 @@ static int load_elf(struct vm *vm, const struct file *file, const uint8_t *head,
 	    elf.e_phentsize != sizeof(Elf64_Phdr) ||
 	    elf.e_phoff > file->bytes) {
 		return refuse(file, "its program headers make no sense");
+	}
+	if (vm->options->dtb != NULL) {
+		return refuse(file, "PVH has no way to pass --dtb");
 	}
 	vm->pc->mode = PC_ENTER_PVH;
 	to->initrd_end = PC_HOLE_START;

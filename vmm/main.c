@@ -155,6 +155,9 @@ static const char boot_help[] =
 	"\n"
 	"  --kernel FILE    the kernel\n"
 	"  --initrd FILE    its initial file system\n"
+	"  --dtb FILE       a device tree for it, in addition to ACPI; only "
+	"kernels with\n"
+	"                   CONFIG_OF look at it\n"
 	"  --append ARGS    its command line (console=ttyS0); give panic=-1 "
 	"to have a\n"
 	"                   panic end the run\n"
@@ -162,6 +165,11 @@ static const char boot_help[] =
 	"  --mem SIZE       memory (512M), the hole at 640K included; above "
 	"3G it goes on\n"
 	"                   at 4G\n"
+	"  --module SIZE    a memory module, in steps of 128M, that is not "
+	"there at first:\n"
+	"                   Ctrl-A m plugs it in, or asks the guest for it, "
+	"and so does the\n"
+	"                   doorbell's register 0x40 (docs/boot.md)\n"
 	"  --on-violation continue|stop\n"
 	"                   what to do when the kernel touches what is not "
 	"there: as a PC\n"
@@ -336,6 +344,14 @@ static int parse_cpus(const char *text, struct options *options)
 	return 0;
 }
 
+static int parse_module(const char *text, struct options *options)
+{
+	if (!parse_size(text, &options->module) || options->module == 0) {
+		return usage("--module %s is not a size", text);
+	}
+	return 0;
+}
+
 static int parse_timeout(const char *text, struct options *options)
 {
 	uint64_t seconds = 0;
@@ -348,10 +364,16 @@ static int parse_timeout(const char *text, struct options *options)
 	return 0;
 }
 
-/* ---- run ----------------------------------------------------------------- */
+/* ---- Options ------------------------------------------------------------- */
+
+/* The commands that an option belongs to. */
+enum {
+	RUN = 1 << 0,
+	BOOT = 1 << 1,
+};
 
 enum option_id {
-	OPTION_MEM = 256,
+	OPTION_MEM,
 	OPTION_LAZY,
 	OPTION_GRANULE,
 	OPTION_BUDGET,
@@ -365,48 +387,62 @@ enum option_id {
 	OPTION_TRACE,
 	OPTION_DTB_OUT,
 	OPTION_VERBOSE,
-	OPTION_HELP,
 	OPTION_KERNEL,
 	OPTION_INITRD,
+	OPTION_DTB,
 	OPTION_CPUS,
+	OPTION_MODULE,
+	OPTION_HELP,
+	OPTION_COUNT,
 };
 
-static const struct option run_options[] = {
-	{ "mem", required_argument, NULL, OPTION_MEM },
-	{ "lazy", required_argument, NULL, OPTION_LAZY },
-	{ "granule", required_argument, NULL, OPTION_GRANULE },
-	{ "budget", required_argument, NULL, OPTION_BUDGET },
-	{ "restore", required_argument, NULL, OPTION_RESTORE },
-	{ "save", required_argument, NULL, OPTION_SAVE },
-	{ "append", required_argument, NULL, OPTION_APPEND },
-	{ "on-violation", required_argument, NULL, OPTION_VIOLATION },
-	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
-	{ "map", no_argument, NULL, OPTION_MAP },
-	{ "stats", no_argument, NULL, OPTION_STATS },
-	{ "trace", required_argument, NULL, OPTION_TRACE },
-	{ "dtb-out", required_argument, NULL, OPTION_DTB_OUT },
-	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
-	{ "help", no_argument, NULL, OPTION_HELP },
-	{ NULL, 0, NULL, 0 },
+static const struct {
+	const char *name;
+	int has_value;
+	unsigned commands;
+} known_options[OPTION_COUNT] = {
+	[OPTION_MEM] = { "mem", required_argument, RUN | BOOT },
+	[OPTION_LAZY] = { "lazy", required_argument, RUN | BOOT },
+	[OPTION_GRANULE] = { "granule", required_argument, RUN | BOOT },
+	[OPTION_BUDGET] = { "budget", required_argument, RUN },
+	[OPTION_RESTORE] = { "restore", required_argument, RUN },
+	[OPTION_SAVE] = { "save", required_argument, RUN },
+	[OPTION_APPEND] = { "append", required_argument, RUN | BOOT },
+	[OPTION_VIOLATION] = { "on-violation", required_argument, RUN | BOOT },
+	[OPTION_TIMEOUT] = { "timeout", required_argument, RUN | BOOT },
+	[OPTION_MAP] = { "map", no_argument, RUN | BOOT },
+	[OPTION_STATS] = { "stats", no_argument, RUN | BOOT },
+	[OPTION_TRACE] = { "trace", required_argument, RUN | BOOT },
+	[OPTION_DTB_OUT] = { "dtb-out", required_argument, RUN },
+	[OPTION_VERBOSE] = { "verbose", no_argument, RUN | BOOT },
+	[OPTION_KERNEL] = { "kernel", required_argument, BOOT },
+	[OPTION_INITRD] = { "initrd", required_argument, BOOT },
+	[OPTION_DTB] = { "dtb", required_argument, BOOT },
+	[OPTION_CPUS] = { "cpus", required_argument, BOOT },
+	[OPTION_MODULE] = { "module", required_argument, BOOT },
+	[OPTION_HELP] = { "help", no_argument, RUN | BOOT },
 };
 
-static const struct option boot_options[] = {
-	{ "kernel", required_argument, NULL, OPTION_KERNEL },
-	{ "initrd", required_argument, NULL, OPTION_INITRD },
-	{ "cpus", required_argument, NULL, OPTION_CPUS },
-	{ "mem", required_argument, NULL, OPTION_MEM },
-	{ "lazy", required_argument, NULL, OPTION_LAZY },
-	{ "granule", required_argument, NULL, OPTION_GRANULE },
-	{ "append", required_argument, NULL, OPTION_APPEND },
-	{ "on-violation", required_argument, NULL, OPTION_VIOLATION },
-	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
-	{ "map", no_argument, NULL, OPTION_MAP },
-	{ "stats", no_argument, NULL, OPTION_STATS },
-	{ "trace", required_argument, NULL, OPTION_TRACE },
-	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
-	{ "help", no_argument, NULL, OPTION_HELP },
-	{ NULL, 0, NULL, 0 },
-};
+/* What getopt_long() returns for an option: no character's value. */
+#define OPTION_FIRST 256
+
+/* The options of a command, for getopt_long(). */
+static void choose_options(unsigned command,
+			   struct option table[OPTION_COUNT + 1])
+{
+	unsigned count = 0;
+
+	for (int id = 0; id < OPTION_COUNT; id++) {
+		if ((known_options[id].commands & command) != 0) {
+			table[count++] = (struct option){
+				.name = known_options[id].name,
+				.has_arg = known_options[id].has_value,
+				.val = OPTION_FIRST + id,
+			};
+		}
+	}
+	table[count] = (struct option){ 0 };
+}
 
 static int take_option(int id, char *value, struct options *options)
 {
@@ -440,6 +476,11 @@ static int take_option(int id, char *value, struct options *options)
 	case OPTION_INITRD:
 		options->initrd = value;
 		return 0;
+	case OPTION_DTB:
+		options->dtb = value;
+		return 0;
+	case OPTION_MODULE:
+		return parse_module(value, options);
 	case OPTION_CPUS:
 		return parse_cpus(value, options);
 	case OPTION_DTB_OUT:
@@ -457,87 +498,83 @@ static int take_option(int id, char *value, struct options *options)
 	}
 }
 
-static int command_run(int argc, char **argv)
-{
-	struct options options = { .append = "",
-				   .mem = UINT64_C(128) << 20,
-				   .cpus = 1 };
-	int id;
-
-	opterr = 0;
-	while ((id = getopt_long(argc, argv, ":", run_options, NULL)) != -1) {
-		int status;
-
-		if (id == OPTION_HELP) {
-			fputs(run_help, stdout);
-			return 0;
-		}
-		if (id == '?' || id == ':') {
-			return usage(id == ':' ? "%s needs a value"
-					       : "%s is not an option of run",
-				     argv[optind - 1]);
-		}
-		status = take_option(id, optarg, &options);
-		if (status != 0) {
-			return status;
-		}
-	}
-	if (argc - optind != 1) {
-		return usage(argc == optind ? "run needs a guest"
-					    : "run takes one guest only");
-	}
-	options.guest = argv[optind];
-	return vm_run(&options);
-}
-
-/* ---- boot ---------------------------------------------------------------- */
-
-static int command_boot(int argc, char **argv)
-{
-	struct options options = { .append = "console=ttyS0",
-				   .mem = UINT64_C(512) << 20,
-				   .cpus = 1,
-				   .carry_on = true };
-	int id;
-
-	opterr = 0;
-	while ((id = getopt_long(argc, argv, ":", boot_options, NULL)) != -1) {
-		int status;
-
-		if (id == OPTION_HELP) {
-			fputs(boot_help, stdout);
-			return 0;
-		}
-		if (id == '?' || id == ':') {
-			return usage(id == ':' ? "%s needs a value"
-					       : "%s is not an option of boot",
-				     argv[optind - 1]);
-		}
-		status = take_option(id, optarg, &options);
-		if (status != 0) {
-			return status;
-		}
-	}
-	if (options.kernel == NULL || argc != optind) {
-		return usage(options.kernel == NULL
-				     ? "boot needs --kernel FILE"
-				     : "boot takes options only");
-	}
-	return vm_run(&options);
-}
-
 /* ---- Commands ------------------------------------------------------------ */
 
+/* Take the words that are no options. 0 or an exit status. */
+static int finish_run(int count, char **words, struct options *options)
+{
+	if (count != 1) {
+		return usage(count == 0 ? "run needs a guest"
+					: "run takes one guest only");
+	}
+	options->guest = words[0];
+	return 0;
+}
+
+static int finish_boot(int count, char **words, struct options *options)
+{
+	(void)words;
+	if (options->kernel == NULL) {
+		return usage("boot needs --kernel FILE");
+	}
+	return count == 0 ? 0 : usage("boot takes options only");
+}
+
 static const struct command {
+	unsigned id;
 	const char *name;
 	const char *summary;
-	/* argv[0] is the command's name. */
-	int (*run)(int argc, char **argv);
+	const char *help;
+	struct options defaults;
+	int (*finish)(int count, char **words, struct options *options);
 } commands[] = {
-	{ "run", "run a guest until it says it is done", command_run },
-	{ "boot", "boot a Linux kernel on a small PC", command_boot },
+	{ .id = RUN,
+	  .name = "run",
+	  .summary = "run a guest until it says it is done",
+	  .help = run_help,
+	  .defaults = { .append = "", .mem = UINT64_C(128) << 20, .cpus = 1 },
+	  .finish = finish_run },
+	{ .id = BOOT,
+	  .name = "boot",
+	  .summary = "boot a Linux kernel on a small PC",
+	  .help = boot_help,
+	  .defaults = { .append = "console=ttyS0",
+			.mem = UINT64_C(512) << 20,
+			.cpus = 1,
+			.carry_on = true },
+	  .finish = finish_boot },
 };
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
+
+/* @argv[0] is the command's name. */
+static int run_command(const struct command *command, int argc, char **argv)
+{
+	struct options options = command->defaults;
+	struct option table[OPTION_COUNT + 1];
+	int id, status = 0;
+
+	choose_options(command->id, table);
+	opterr = 0;
+	while ((id = getopt_long(argc, argv, ":", table, NULL)) != -1) {
+		if (id == OPTION_FIRST + OPTION_HELP) {
+			fputs(command->help, stdout);
+			return 0;
+		}
+		if (id == ':') {
+			return usage("%s needs a value", argv[optind - 1]);
+		}
+		if (id == '?') {
+			return usage("%s is not an option of %s",
+				     argv[optind - 1], command->name);
+		}
+		status = take_option(id - OPTION_FIRST, optarg, &options);
+		if (status != 0) {
+			return status;
+		}
+	}
+	status = command->finish(argc - optind, argv + optind, &options);
+	return status == 0 ? vm_run(&options) : status;
+}
 
 static int command_help(void)
 {
@@ -562,7 +599,7 @@ int main(int argc, char **argv)
 	}
 	for (size_t i = 0; i < COMMAND_COUNT; i++) {
 		if (strcmp(name, commands[i].name) == 0) {
-			return commands[i].run(argc - 1, argv + 1);
+			return run_command(&commands[i], argc - 1, argv + 1);
 		}
 	}
 	fprintf(stderr, "gpas-vmm: %s%s; see gpas-vmm --help\n",

@@ -193,6 +193,9 @@ static int add_devices(struct vm *vm)
 	if (error == 0) {
 		error = rtc_add(vm);
 	}
+	if (error == 0) {
+		error = doorbell_add(vm);
+	}
 
 	for (size_t i = 0; error == 0 && i < sizeof(ports) / sizeof(ports[0]);
 	     i++) {
@@ -221,7 +224,8 @@ static int put_tables(struct vm *vm)
 				       GPAS_PROT_RW, &params);
 	}
 	if (error == 0) {
-		size_t size = acpi_build(image, vm->options->cpus);
+		size_t size = acpi_build(image, vm->options->cpus,
+					 vm->pc->module.range);
 
 		error = gpas_write(vm->space, at, image, size, NULL);
 	}
@@ -233,6 +237,9 @@ int pc_build(struct vm *vm)
 {
 	int status = ram_size(vm), error;
 
+	if (status == 0) {
+		status = module_add(vm);
+	}
 	if (status != 0) {
 		return status;
 	}

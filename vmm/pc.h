@@ -2,8 +2,9 @@
 /*
  * The PC that "gpas-vmm boot" gives to an unmodified Linux kernel: what its
  * files share. The machine has RAM with a PC's holes, KVM's own interrupt
- * controllers and timer, a serial port, ACPI tables that describe these, and
- * ports to end the run with. No PCI, no disk, no network.
+ * controllers and timer, a serial port, ACPI tables that describe these, ports
+ * to end the run with, the test guests' doorbell, and perhaps a memory module.
+ * No PCI, no disk, no network.
  */
 #ifndef VMM_PC_H
 #define VMM_PC_H
@@ -24,16 +25,19 @@
 #define PC_ACPI_NAME  "acpi"
 
 /* Ports. */
-#define PC_SERIAL_PORT 0x3f8
-#define PC_SERIAL_IRQ  4
-#define PC_RESET_PORT  0xcf9
-#define PC_RESET_VALUE 0x06
-#define PC_PANIC_PORT  0x505
-#define PC_PM_PORT     0x600 /* ACPI event block, control block, timer */
-#define PC_PM_CONTROL  4     /* offsets from PC_PM_PORT */
-#define PC_PM_TIMER    8
-#define PC_PM_BYTES    12
-#define PC_SLEEP_TYPE  5 /* of S5, soft off */
+#define PC_SERIAL_PORT	0x3f8
+#define PC_SERIAL_IRQ	4
+#define PC_RESET_PORT	0xcf9
+#define PC_RESET_VALUE	0x06
+#define PC_PANIC_PORT	0x505
+#define PC_PM_PORT	0x600 /* ACPI event block, control block, timer */
+#define PC_PM_CONTROL	4     /* offsets from PC_PM_PORT */
+#define PC_PM_TIMER	8
+#define PC_PM_BYTES	12
+#define PC_SLEEP_TYPE	5 /* of S5, soft off */
+#define PC_MODULE_PORT	0x620
+#define PC_MODULE_BYTES 8
+#define PC_MODULE_IRQ	16
 
 /* Where in low memory the kernel finds things before it has its own. */
 #define PC_GDT_GPA     0x1000
@@ -41,6 +45,8 @@
 #define PC_PARAMS_GPA  0x8000
 #define PC_CMDLINE_GPA 0x20000
 #define PC_CMDLINE_MAX 0x10000 /* bytes with the NUL */
+#define PC_DTB_GPA     0x30000
+#define PC_DTB_MAX     0x10000 /* bytes with its header */
 
 /* How to enter the kernel. */
 enum pc_entry_mode {
@@ -69,8 +75,19 @@ struct uart {
 	bool panicked;
 };
 
+/* Memory that comes and goes. Invariant: the range is mapped if and only if
+ * plugged is set, and empty in a machine without a module. */
+struct module {
+	struct vm *vm;
+	pthread_mutex_t lock; /* of what follows range */
+	struct gpas_range range;
+	bool plugged;
+	uint16_t event; /* that the guest has not asked for yet, or 0 */
+};
+
 struct pc {
 	struct uart uart;
+	struct module module;
 	uint16_t pm_enable;
 	_Atomic uint8_t rtc_index;
 	enum pc_entry_mode mode;
@@ -98,8 +115,15 @@ void pc_destroy(struct vm *vm);
 /* ---- uart.c -------------------------------------------------------------- */
 
 int uart_add(struct vm *vm, struct uart *uart);
-/* Take what fits of @bytes; returns how many. Any thread. */
+/* Take what fits of @bytes, nothing before the guest's driver is ready; returns
+ * how many. Any thread. */
 size_t uart_receive(struct uart *uart, const uint8_t *bytes, size_t size);
+
+/* ---- module.c ------------------------------------------------------------ */
+
+/* Put the slot for the module into the machine, if --module asks for one; RAM
+ * has its size. Complains by itself; 0 or an exit status. */
+int module_add(struct vm *vm);
 
 /* ---- rtc.c --------------------------------------------------------------- */
 
@@ -148,8 +172,10 @@ const char *bzimage_check(const uint8_t *head, size_t size, uint64_t file_bytes,
 /* ---- acpi.c -------------------------------------------------------------- */
 
 /* Lay out the tables for @cpus processors in @image, which will be at
- * PC_ACPI_START; the root pointer comes first. Returns the bytes used. */
-size_t acpi_build(uint8_t image[PC_ACPI_BYTES], unsigned cpus);
+ * PC_ACPI_START; the root pointer comes first. @module may be empty. Returns
+ * the bytes used. */
+size_t acpi_build(uint8_t image[PC_ACPI_BYTES], unsigned cpus,
+		  struct gpas_range module);
 
 /* ---- calibrate.c --------------------------------------------------------- */
 

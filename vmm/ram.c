@@ -3,7 +3,8 @@
  * The guest's RAM: what no other region takes of its memory, how it becomes
  * present, and what the guest may ask to be done with it. A guest gives ranges
  * back, has them made present, or offers them: memory it can do without, which
- * is taken away when the budget is short.
+ * is taken away when the budget is short. It may also seal them against
+ * writing.
  */
 #include "vm.h"
 
@@ -70,7 +71,7 @@ static int map_piece(struct vm *vm, struct gpas_range range, bool restored)
 			      GPAS_PROT_RWX, &params);
 }
 
-static int map_range(struct vm *vm, struct gpas_range range)
+int ram_map_range(struct vm *vm, struct gpas_range range)
 {
 	struct gpas_range file = { { 0 }, { vm->restore.size } };
 	struct gpas_range rest = range;
@@ -103,7 +104,8 @@ static int map_between(struct vm *vm, gpas_gpa start, gpas_gpa end)
 			after.value = region.start.value + region.size;
 		}
 		if (next.value > at.value) {
-			error = map_range(vm, (struct gpas_range){ at, next });
+			error = ram_map_range(vm,
+					      (struct gpas_range){ at, next });
 		}
 		at = after;
 	}
@@ -234,6 +236,11 @@ static int command(struct vm *vm, uint64_t what, struct gpas_range range)
 		return gpas_populate(vm->space, range.start, size);
 	case RAM_OFFER:
 		return add_offer(&vm->offers, range);
+	case RAM_SEAL:
+		return gpas_protect(vm->space, range.start, size, GPAS_PROT_RX);
+	case RAM_UNSEAL:
+		return gpas_protect(vm->space, range.start, size,
+				    GPAS_PROT_RWX);
 	default:
 		return -ENOSYS;
 	}

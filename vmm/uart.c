@@ -2,7 +2,9 @@
 /*
  * The PC's serial port: a 16550A whose interrupt goes to KVM's interrupt
  * controllers (National Semiconductor PC16550D, section 8). Sending takes no
- * time. What is received waits in a ring, larger than the chip's.
+ * time. What is received waits in a ring, larger than the chip's; while the
+ * guest does not want interrupts for it, the chip takes nothing, so that a
+ * driver that clears the chip before it starts loses nothing either.
  *
  * A kernel that panics says so on its console, and may then reset the machine:
  * the port notices the words, so that the run's exit status can tell.
@@ -102,9 +104,11 @@ static uint8_t pop(struct uart *uart)
 size_t uart_receive(struct uart *uart, const uint8_t *bytes, size_t size)
 {
 	size_t done = 0;
+	bool wanted;
 
 	pthread_mutex_lock(&uart->lock);
-	while (done < size && push(uart, bytes[done])) {
+	wanted = (uart->interrupt_enable & ENABLE_RECEIVED) != 0;
+	while (wanted && done < size && push(uart, bytes[done])) {
 		done++;
 	}
 	update_line(uart);
