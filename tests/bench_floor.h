@@ -101,6 +101,24 @@ static inline void floor_protect(struct floor *floor, uint64_t gpa,
 	}
 }
 
+/* Forgets the tables of leaves of 2^shift bytes, which are all of the range's
+ * own. */
+static inline void floor_unmap(struct floor *floor, uint64_t gpa, uint64_t size,
+			       unsigned shift)
+{
+	uint64_t end = gpa + size;
+	uint64_t step = UINT64_C(512) << shift;
+
+	while (gpa < end) {
+		uint64_t *table = floor_table(floor, gpa, shift + 9);
+
+		for (size_t i = floor_index(gpa, shift + 9);
+		     i < 512 && gpa < end; i++, gpa += step) {
+			table[i] = 0;
+		}
+	}
+}
+
 /* Where @gpa is in the host, or 0. */
 static inline uint64_t floor_walk(const struct floor *floor, uint64_t gpa)
 {
