@@ -44,7 +44,8 @@ check() {
   echo "== ${program##*/}"
   "${compiler[@]}" -Wall -Werror "$source" "${cflags[@]}" "$@" -o "$program"
   linked=static
-  if ldd "$program" | grep -q libgpas; then
+  # Not a pipe to grep -q, whose early end would be an error of ldd's.
+  if [[ $(ldd "$program") == *libgpas* ]]; then
     linked=shared
   fi
   if [[ $linked != "$kind" ]]; then

@@ -260,12 +260,12 @@ static uint64_t end_ahead(const struct region *region, uint64_t end,
 }
 
 /*
- * Touches at random grow too, by density: once a sixteenth of an aligned block
- * of this size is present, the next touch in it takes the rest. Not where
+ * Touches at random grow too, by density: once a thirty-second of an aligned
+ * block of this size is present, the next touch in it takes the rest. Not where
  * presence has a price: content to be made, or a budget.
  */
 #define DENSE_BYTES (UINT64_C(2) << 20)
-#define DENSE_PART  16
+#define DENSE_PART  32
 
 static bool may_grow_dense(const struct gpas *space,
 			   const struct backing *backing)
