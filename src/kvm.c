@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static int result(int ret)
@@ -108,15 +109,14 @@ static const struct slot_ops kvm_slots = {
 #define PROBE_SHIFT_FIRST 35
 #define PROBE_SHIFT_LAST  38
 
-/* Creates a trap of @size bytes and deletes it again. In *@ns: what it took. */
-static int try_trap(struct mirror *mirror, uint64_t size, uint64_t *ns)
+/* Creates a trap of @size bytes and deletes it again. */
+static int try_trap(struct mirror *mirror, uint64_t size)
 {
 	struct slot_desc slot = {
 		.id = mirror->params.slot_first,
 		.size = size,
 		.trap = true,
 	};
-	uint64_t begun = clock_ns();
 	int err = prepare(mirror, slot.size, 0);
 
 	if (err != 0) {
@@ -133,34 +133,43 @@ static int try_trap(struct mirror *mirror, uint64_t size, uint64_t *ns)
 		slot = (struct slot_desc){ .id = slot.id };
 		err = set(mirror, &slot);
 	}
-	*ns = clock_ns() - begun;
 	return err;
 }
 
+/* The processor time that a trap of @size bytes takes; UINT64_MAX: none could
+ * be created. Not the time that passes, most of which is waiting for others. */
+static uint64_t trap_ns(struct mirror *mirror, uint64_t size)
+{
+	struct timespec begun, ended;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begun);
+	if (try_trap(mirror, size) != 0) {
+		return UINT64_MAX;
+	}
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ended);
+	return (uint64_t)(ended.tv_sec - begun.tv_sec) * 1000000000 +
+	       (uint64_t)ended.tv_nsec - (uint64_t)begun.tv_nsec;
+}
+
 /* A KVM that shadows page tables clears bookkeeping for each page of a slot:
- * its time for a trap of this size is far beyond that for one page, which
- * elsewhere differs by little. Seen: 10 to 40 times, and 2 to 3. */
-#define SIZED_PROBE_BYTES (UINT64_C(2) << 30)
+ * a trap of this size takes 20 times what one of a page does, where
+ * elsewhere it is once or twice. */
+#define SIZED_PROBE_BYTES (UINT64_C(1) << 30)
 #define SIZED_PROBE_RATIO 6
 
 /*
  * Chooses how large traps are, so that replacing one costs little: in small
  * chunks where a slot's cost grows with its size, otherwise as few as possible.
- * A busy moment may mislead the clock: it costs time later, nothing else.
+ * A clock that misleads costs time later, nothing else.
  */
 static void size_traps(struct mirror *mirror)
 {
-	uint64_t small = UINT64_MAX, large = UINT64_MAX, ns;
+	/* Twice: the first of its kind on a machine takes longer. */
+	for (int i = 0; i < 2; i++) {
+		uint64_t large = trap_ns(mirror, SIZED_PROBE_BYTES);
 
-	for (int i = 0; i < 3; i++) {
-		if (try_trap(mirror, GPAS_PAGE_BYTES, &ns) == 0 && ns < small) {
-			small = ns;
-		}
-		if (try_trap(mirror, SIZED_PROBE_BYTES, &ns) == 0 &&
-		    ns < large) {
-			large = ns;
-		}
-		if (large / SIZED_PROBE_RATIO < small) {
+		if (large / SIZED_PROBE_RATIO <=
+		    trap_ns(mirror, GPAS_PAGE_BYTES)) {
 			mirror->trap_grain = TRAP_GRAIN_FLAT;
 			return;
 		}
@@ -179,7 +188,6 @@ static int probe_trap(struct mirror *mirror, char *reason, size_t size)
 	int vm_fd = mirror->params.vm_fd;
 	int flags =
 		ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS);
-	uint64_t ns;
 	int err;
 
 	if (flags < 0 || ((uint64_t)flags & wanted) != wanted) {
@@ -188,7 +196,7 @@ static int probe_trap(struct mirror *mirror, char *reason, size_t size)
 			       "VMs (Linux 6.18 and later do)");
 		return -EOPNOTSUPP;
 	}
-	err = try_trap(mirror, GPAS_PAGE_BYTES, &ns);
+	err = try_trap(mirror, GPAS_PAGE_BYTES);
 	if (err != 0) {
 		(void)snprintf(reason, size,
 			       "a trap slot could not be created: %s",
