@@ -34,8 +34,11 @@ static void restore(void)
 }
 
 /* Ways to die that nothing else takes care of. */
-static const int deadly[] = { SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS,
-			      SIGFPE, SIGILL,  SIGPIPE, SIGALRM };
+static const int deadly[] = {
+	SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS,  SIGFPE,
+	SIGILL, SIGPIPE, SIGALRM, SIGUSR2, SIGTRAP, SIGSYS,
+	SIGIO,	SIGPWR,	 SIGXCPU, SIGXFSZ, SIGPROF, SIGVTALRM,
+};
 
 static void on_deadly(int signal)
 {
