@@ -6,7 +6,7 @@
  * it withdraws, lets the fault path populate, and looks again.
  */
 #include "atomic.h"
-#include "space.h"
+#include "reach.h"
 
 #include <string.h>
 
@@ -14,21 +14,91 @@
  * for readers waits microseconds, not for a whole gigabyte. */
 #define CHUNK_BYTES (UINT64_C(256) << 10)
 
+/* ---- Announcing -------------------------------------------------------- */
+
+/* Announced by a reader of one's own, or else counted. */
+struct announced {
+	struct reader *reader;
+	atomic_uint *ticket;
+};
+
+static void announce(struct gpas *space, struct announced *ret)
+{
+	ret->reader = reader_get(&space->readers);
+	if (ret->reader == NULL) {
+		ret->ticket = readers_enter(&space->readers);
+	} else if (!reader_enter(ret->reader, &space->readers)) {
+		(void)reader_renew(ret->reader, &space->readers);
+	}
+}
+
+static void withdraw(const struct announced *announced)
+{
+	if (announced->reader != NULL) {
+		reader_leave(announced->reader);
+	} else {
+		readers_leave(announced->ticket);
+	}
+}
+
+/* ---- By one leaf --------------------------------------------------------- */
+
+static struct pt_found find_leaf(const struct gpas *space,
+				 struct reader *reader, uint64_t gpa)
+{
+	if (__builtin_expect(!reader_enter(reader, &space->readers), 0)) {
+		(void)reader_renew(reader, &space->readers);
+	}
+	return pt_find(space->table, &reader->shortcuts, gpa);
+}
+
+bool translate_leaf(const struct gpas *space, struct reader *reader,
+		    uint64_t gpa, unsigned access, uint64_t limit,
+		    struct gpas_translation *ret)
+{
+	struct pt_found leaf = find_leaf(space, reader, gpa);
+	unsigned prot;
+
+	reader_leave(reader);
+	if (leaf.entry == 0 || limit > pt_left(leaf, gpa)) {
+		return false;
+	}
+	prot = pt_prot(space->table, &reader->shortcuts, leaf.entry);
+	if ((access & ~prot) != 0) {
+		return false;
+	}
+	ret->host = pt_host(space->table, leaf, gpa);
+	ret->size = limit;
+	ret->prot = prot;
+	ret->leaf_shift = leaf.shift;
+	return true;
+}
+
+void *reach_leaf(const struct gpas *space, struct reader *reader, uint64_t gpa,
+		 unsigned access, uint64_t size)
+{
+	struct pt_found leaf = find_leaf(space, reader, gpa);
+
+	if (!pt_grants(space->table, leaf.entry, access) ||
+	    size > pt_left(leaf, gpa)) {
+		reader_leave(reader);
+		return NULL;
+	}
+	return pt_host(space->table, leaf, gpa);
+}
+
 /* ---- Translation --------------------------------------------------- */
 
-int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
-		   uint64_t limit, struct gpas_translation *ret)
+static int translate_extent(struct gpas *space, uint64_t gpa, unsigned access,
+			    uint64_t limit, struct gpas_translation *ret)
 {
 	struct gpas_extent extent;
-	atomic_uint *ticket;
+	struct announced announced;
 	int err;
 
-	if (limit == 0 || (access & ~(unsigned)GPAS_PROT_RWX) != 0) {
-		return -EINVAL;
-	}
-	ticket = readers_enter(&space->readers);
-	err = pt_extent_at(space->table, gpa.value, limit, &extent);
-	readers_leave(ticket);
+	announce(space, &announced);
+	err = pt_extent_at(space->table, gpa, limit, &extent);
+	withdraw(&announced);
 	if (err != 0) {
 		return err;
 	}
@@ -40,6 +110,39 @@ int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
 	ret->prot = extent.prot;
 	ret->leaf_shift = extent.leaf_shift;
 	return 0;
+}
+
+static __attribute__((noinline)) int translate_slowly(
+	struct gpas *space, gpas_gpa gpa, unsigned access, uint64_t limit,
+	struct gpas_translation *ret)
+{
+	struct reader *reader;
+
+	if (limit == 0 || access > GPAS_PROT_RWX) {
+		return -EINVAL;
+	}
+	reader = reader_get(&space->readers);
+	if (reader != NULL &&
+	    translate_leaf(space, reader, gpa.value, access, limit, ret)) {
+		return 0;
+	}
+	return translate_extent(space, gpa.value, access, limit, ret);
+}
+
+int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
+		   uint64_t limit, struct gpas_translation *ret)
+{
+	struct reader *reader = reader_get_quickly(&space->readers);
+
+	if (__builtin_expect(reader != NULL && access <= GPAS_PROT_RWX &&
+				     limit - 1 < GPAS_PAGE_BYTES &&
+				     is_within_page(gpa.value, limit) &&
+				     translate_page(space, reader, gpa.value,
+						    access, limit, ret),
+			     1)) {
+		return 0;
+	}
+	return translate_slowly(space, gpa, access, limit, ret);
 }
 
 /* ---- Finding memory, populating where it is lazy ------------------- */
@@ -78,25 +181,25 @@ static int populate_for(struct gpas *space, uint64_t gpa, unsigned access,
 
 /*
  * Finds the memory at @gpa for @access: as much of the @size bytes from there
- * on as is contiguous, but at most @limit. Populates it if need be. On success
- * the caller is announced as a reader and passes *ticket to readers_leave()
- * when it is done with the memory.
+ * on as is contiguous, but at most CHUNK_BYTES. Populates it if need be. On
+ * success the caller is announced as a reader and passes *announced to
+ * withdraw() when it is done with the memory.
  */
 static int reach(struct gpas *space, uint64_t gpa, unsigned access,
 		 uint64_t size, struct gpas_extent *extent,
-		 atomic_uint **ticket)
+		 struct announced *announced)
 {
 	uint64_t limit = size < CHUNK_BYTES ? size : CHUNK_BYTES;
 
 	for (;;) {
 		int err;
 
-		*ticket = readers_enter(&space->readers);
+		announce(space, announced);
 		err = pt_extent_at(space->table, gpa, limit, extent);
 		if (err == 0 && (access & ~extent->prot) == 0) {
 			return 0;
 		}
-		readers_leave(*ticket);
+		withdraw(announced);
 		if (err == 0) {
 			return -EACCES;
 		}
@@ -146,15 +249,15 @@ static int transfer(struct gpas *space, gpas_gpa gpa, size_t size,
 
 	while (err == 0 && at < size) {
 		struct gpas_extent extent;
-		atomic_uint *ticket;
+		struct announced announced;
 
 		err = reach(space, gpa.value + at, transfer->access, size - at,
-			    &extent, &ticket);
+			    &extent, &announced);
 		if (err == 0) {
 			transfer_piece(transfer, at,
 				       gpas_hva_pointer(extent.host),
 				       extent.size);
-			readers_leave(ticket);
+			withdraw(&announced);
 			at += extent.size;
 		}
 	}
@@ -162,6 +265,27 @@ static int transfer(struct gpas *space, gpas_gpa gpa, size_t size,
 		*done = at;
 	}
 	return err;
+}
+
+/* What does not fit into one page, or is not at hand. */
+static int transfer_slowly(struct gpas *space, gpas_gpa gpa, size_t size,
+			   const struct transfer *job, size_t *done)
+{
+	struct reader *reader = reader_get(&space->readers);
+	void *host = NULL;
+
+	if (reader != NULL && size - 1 < CHUNK_BYTES) {
+		host = reach_leaf(space, reader, gpa.value, job->access, size);
+	}
+	if (host == NULL) {
+		return transfer(space, gpa, size, job, done);
+	}
+	transfer_piece(job, 0, host, size);
+	reader_leave(reader);
+	if (done != NULL) {
+		*done = size;
+	}
+	return 0;
 }
 
 int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
@@ -172,8 +296,21 @@ int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
 		.access = GPAS_PROT_READ,
 		.buffer = buffer,
 	};
+	struct reader *reader = reader_get_quickly(&space->readers);
+	const void *host = NULL;
 
-	return transfer(space, gpa, size, &read, done);
+	if (reader != NULL && is_within_page(gpa.value, size)) {
+		host = reach_page(space, reader, gpa.value, GPAS_PROT_READ);
+	}
+	if (host == NULL) {
+		return transfer_slowly(space, gpa, size, &read, done);
+	}
+	memcpy(buffer, host, size);
+	reader_leave(reader);
+	if (done != NULL) {
+		*done = size;
+	}
+	return 0;
 }
 
 int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
@@ -184,8 +321,21 @@ int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
 		.access = GPAS_PROT_WRITE,
 		.buffer = (uint8_t *)(uintptr_t)buffer, /* only read from */
 	};
+	struct reader *reader = reader_get_quickly(&space->readers);
+	void *host = NULL;
 
-	return transfer(space, gpa, size, &write, done);
+	if (reader != NULL && is_within_page(gpa.value, size)) {
+		host = reach_page(space, reader, gpa.value, GPAS_PROT_WRITE);
+	}
+	if (host == NULL) {
+		return transfer_slowly(space, gpa, size, &write, done);
+	}
+	memcpy(host, buffer, size);
+	reader_leave(reader);
+	if (done != NULL) {
+		*done = size;
+	}
+	return 0;
 }
 
 int gpas_fill(struct gpas *space, gpas_gpa gpa, uint8_t byte, size_t size,
@@ -232,15 +382,15 @@ int gpas_iovec(struct gpas *space, struct gpas_range range, unsigned access,
 	}
 	while (at < range.end.value) {
 		struct gpas_extent extent;
-		atomic_uint *ticket;
+		struct announced announced;
 		int err = reach(space, at, access, range.end.value - at,
-				&extent, &ticket);
+				&extent, &announced);
 
 		if (err != 0) {
 			*count = 0;
 			return err;
 		}
-		readers_leave(ticket);
+		withdraw(&announced);
 		if (!append_buffer(vector, max, count,
 				   gpas_hva_pointer(extent.host),
 				   extent.size)) {
@@ -286,57 +436,107 @@ static bool compare_exchange(void *host, unsigned width, uint64_t *expected,
 	}
 }
 
-int gpas_load(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t *value)
+static __attribute__((noinline)) int load_slowly(struct gpas *space,
+						 gpas_gpa gpa, unsigned width,
+						 uint64_t *value)
 {
+	struct reader *reader = reader_get(&space->readers);
+	struct announced announced = { .reader = reader };
+	const void *host = NULL;
 	struct gpas_extent extent;
-	atomic_uint *ticket;
 	int err = check_atomic(gpa, width);
 
-	if (err == 0) {
+	if (err == 0 && reader != NULL) {
+		host = reach_leaf(space, reader, gpa.value, GPAS_PROT_READ,
+				  width);
+	}
+	if (err == 0 && host == NULL) {
 		err = reach(space, gpa.value, GPAS_PROT_READ, width, &extent,
-			    &ticket);
+			    &announced);
+		host = gpas_hva_pointer(extent.host);
 	}
 	if (err == 0) {
-		*value = load_atomic(gpas_hva_pointer(extent.host), width);
-		readers_leave(ticket);
+		*value = load_atomic(host, width);
+		withdraw(&announced);
+	}
+	return err;
+}
+
+int gpas_load(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t *value)
+{
+	struct reader *reader = reader_get_quickly(&space->readers);
+	const void *host = NULL;
+
+	if (reader != NULL && check_atomic(gpa, width) == 0) {
+		host = reach_page(space, reader, gpa.value, GPAS_PROT_READ);
+	}
+	if (host == NULL) {
+		return load_slowly(space, gpa, width, value);
+	}
+	*value = load_atomic(host, width);
+	reader_leave(reader);
+	return 0;
+}
+
+static __attribute__((noinline)) int store_slowly(struct gpas *space,
+						  gpas_gpa gpa, unsigned width,
+						  uint64_t value)
+{
+	struct reader *reader = reader_get(&space->readers);
+	struct announced announced = { .reader = reader };
+	void *host = NULL;
+	struct gpas_extent extent;
+	int err = check_atomic(gpa, width);
+
+	if (err == 0 && reader != NULL) {
+		host = reach_leaf(space, reader, gpa.value, GPAS_PROT_WRITE,
+				  width);
+	}
+	if (err == 0 && host == NULL) {
+		err = reach(space, gpa.value, GPAS_PROT_WRITE, width, &extent,
+			    &announced);
+		host = gpas_hva_pointer(extent.host);
+	}
+	if (err == 0) {
+		store_atomic(host, width, value);
+		withdraw(&announced);
 	}
 	return err;
 }
 
 int gpas_store(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t value)
 {
-	struct gpas_extent extent;
-	atomic_uint *ticket;
-	int err = check_atomic(gpa, width);
+	struct reader *reader = reader_get_quickly(&space->readers);
+	void *host = NULL;
 
-	if (err == 0) {
-		err = reach(space, gpa.value, GPAS_PROT_WRITE, width, &extent,
-			    &ticket);
+	if (reader != NULL && check_atomic(gpa, width) == 0) {
+		host = reach_page(space, reader, gpa.value, GPAS_PROT_WRITE);
 	}
-	if (err == 0) {
-		store_atomic(gpas_hva_pointer(extent.host), width, value);
-		readers_leave(ticket);
+	if (host == NULL) {
+		return store_slowly(space, gpa, width, value);
 	}
-	return err;
+	store_atomic(host, width, value);
+	reader_leave(reader);
+	return 0;
 }
 
 int gpas_compare_exchange(struct gpas *space, gpas_gpa gpa, unsigned width,
 			  uint64_t *expected, uint64_t desired)
 {
 	struct gpas_extent extent;
-	atomic_uint *ticket;
+	struct announced announced;
 	bool replaced;
 	int err = check_atomic(gpa, width);
 
 	if (err == 0) {
 		err = reach(space, gpa.value, GPAS_PROT_RW, width, &extent,
-			    &ticket);
+			    &announced);
 	}
 	if (err != 0) {
 		return err;
 	}
 	replaced = compare_exchange(gpas_hva_pointer(extent.host), width,
 				    expected, desired);
-	readers_leave(ticket);
+	withdraw(&announced);
 	return replaced ? 1 : 0;
 }

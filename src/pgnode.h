@@ -34,6 +34,8 @@
  * root.
  */
 struct gpas_pgtable {
+	/* By a set of permissions: holds for leaves that grant them all. */
+	struct format_bits grants[GPAS_PROT_RWX + 1];
 	uint64_t *root;
 	uint64_t gpa_end; /* the first address the format cannot express */
 	unsigned root_level;

@@ -117,6 +117,21 @@ static int take_pages(struct gpas_pgtable *table)
 	return pt_reserve(table);
 }
 
+/* The permissions' bits are disjoint, so their conditions add up. */
+static void combine_grants(struct gpas_pgtable *table)
+{
+	for (unsigned prot = 0; prot <= GPAS_PROT_RWX; prot++) {
+		for (unsigned i = 0; i < 3; i++) {
+			if (prot >> i & 1) {
+				table->grants[prot].mask |=
+					table->format.perms[i].mask;
+				table->grants[prot].value |=
+					table->format.perms[i].value;
+			}
+		}
+	}
+}
+
 int gpas_pgtable_create(const struct gpas_pgtable_params *params,
 			struct gpas_pgtable **ret)
 {
@@ -137,6 +152,7 @@ int gpas_pgtable_create(const struct gpas_pgtable_params *params,
 	}
 	table->format = *format;
 	table->public_format = format;
+	combine_grants(table);
 	table->gpa_end = UINT64_C(1) << format->gpa_bits;
 	table->root_level = format->levels - 1;
 	table->max_leaf_level = leaf_level;

@@ -3,7 +3,7 @@
  * Reading a page table: the lock-free walk, extents, and the whole-table walks
  * that count and verify.
  */
-#include "pgnode.h"
+#include "pgread.h"
 
 /* Where a descent ended: at a leaf or at an empty entry. */
 struct position {
@@ -86,6 +86,82 @@ int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
 	ret->memtype = format_memtype(format, entry);
 	ret->leaf_shift = shift;
 	return 0;
+}
+
+/* Keys come back after so many epochs; the tags that may still have them are
+ * cleared then. */
+#define KEY_BITS 20u
+
+void pt_forget(struct pt_shortcuts *shortcuts, uint64_t epoch)
+{
+	uint64_t seen = shortcuts->seen;
+
+	if (epoch >> KEY_BITS != seen >> KEY_BITS) {
+		memset(shortcuts->low, 0, sizeof(shortcuts->low));
+		memset(shortcuts->high, 0, sizeof(shortcuts->high));
+	}
+	shortcuts->seen = epoch;
+	shortcuts->key = UINT64_C(1) << KEY_BITS |
+			 (epoch & ((UINT64_C(1) << KEY_BITS) - 1));
+}
+
+/* The node of level 1 that covers @gpa, or NULL: *@found has the answer. */
+static uint64_t *find_high(const struct gpas_pgtable *table,
+			   struct pt_shortcuts *shortcuts, uint64_t gpa,
+			   struct pt_found *found)
+{
+	const struct format_bits is_table = table->format.table;
+	unsigned shift = format_shift(table->root_level);
+	uint64_t *node = table->root;
+
+	if (gpa >= table->gpa_end) {
+		*found = (struct pt_found){ 0, GPAS_PAGE_SHIFT };
+		return NULL;
+	}
+	found->entry = pt_load(&node[gpa >> shift]);
+	while (shift > PT_LOW_SHIFT) {
+		if (!format_holds(is_table, found->entry)) {
+			found->shift = shift;
+			return NULL;
+		}
+		shift -= FORMAT_INDEX_BITS;
+		node = pt_child(&table->format, found->entry);
+		found->entry = pt_load(
+			&node[gpa >> shift & (FORMAT_NODE_ENTRIES - 1)]);
+	}
+	shortcuts->high[pt_high_place(gpa)] =
+		(struct pt_shortcut){ pt_tag(shortcuts, gpa, PT_HIGH_SHIFT),
+				      node };
+	return node;
+}
+
+struct pt_found pt_find(const struct gpas_pgtable *table,
+			struct pt_shortcuts *shortcuts, uint64_t gpa)
+{
+	const struct pt_shortcut *high = &shortcuts->high[pt_high_place(gpa)];
+	uint64_t *node = high->node;
+	struct pt_found found;
+
+	if (__builtin_expect(high->tag != pt_tag(shortcuts, gpa, PT_HIGH_SHIFT),
+			     0)) {
+		node = find_high(table, shortcuts, gpa, &found);
+		if (node == NULL) {
+			return found;
+		}
+	}
+	found.shift = PT_LOW_SHIFT;
+	found.entry =
+		pt_load(&node[gpa >> PT_LOW_SHIFT & (FORMAT_NODE_ENTRIES - 1)]);
+	if (format_holds(table->format.table, found.entry)) {
+		node = pt_child(&table->format, found.entry);
+		shortcuts->low[pt_low_place(gpa)] = (struct pt_shortcut){
+			pt_tag(shortcuts, gpa, PT_LOW_SHIFT), node
+		};
+		found.shift = GPAS_PAGE_SHIFT;
+		found.entry = pt_load(&node[gpa >> GPAS_PAGE_SHIFT &
+					    (FORMAT_NODE_ENTRIES - 1)]);
+	}
+	return found;
 }
 
 /*

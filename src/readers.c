@@ -1,11 +1,152 @@
 /* SPDX-License-Identifier: MIT */
-/* Striped reader counters; readers.h says why they suffice. */
+/* Announcing readers and waiting for them; readers.h says why it suffices. */
 #include "readers.h"
 
 #include <linux/membarrier.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* A thread's reader is mapped, not allocated: a signal handler may read. */
+#define READER_BYTES (3 * GPAS_PAGE_BYTES)
+
+/* How many places a thread may have. */
+#define MAX_PROBES 4u
+
+_Static_assert(sizeof(struct reader) <= READER_BYTES, "it fits");
+_Static_assert(READER_PLACES == 64, "a bit each, and the top 6 bits of a hash");
+
+_Thread_local const char reader_identity;
+
+/* Registering twice is harmless, and a child of fork() has to. */
+static bool register_membarrier(void)
+{
+	return syscall(SYS_membarrier,
+		       MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+}
+
+static bool membarrier(void)
+{
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0,
+		       0) == 0;
+}
+
+/* ---- A thread's own reader ----------------------------------------------- */
+
+static unsigned probe_place(uintptr_t self, unsigned probe)
+{
+	return (reader_place(self) + probe) % READER_PLACES;
+}
+
+/* Finds what this thread was given. *@vacant: the first place in its way that
+ * is not taken, if it was given none. */
+static struct reader *find_given(struct readers *readers, uintptr_t self,
+				 _Atomic(struct reader *) **vacant)
+{
+	*vacant = NULL;
+	for (unsigned probe = 0; probe < MAX_PROBES; probe++) {
+		_Atomic(struct reader *) *place =
+			&readers->places[probe_place(self, probe)];
+		struct reader *reader =
+			atomic_load_explicit(place, memory_order_acquire);
+
+		if (reader == NULL) {
+			*vacant = place;
+			return NULL;
+		}
+		if (reader->owner == self) {
+			return reader;
+		}
+	}
+	return NULL;
+}
+
+static struct reader *create_reader(struct readers *readers, uintptr_t self)
+{
+	struct reader *reader;
+
+	if (atomic_load_explicit(&readers->no_places, memory_order_relaxed)) {
+		return NULL;
+	}
+	if (!register_membarrier()) {
+		atomic_store_explicit(&readers->no_places, true,
+				      memory_order_relaxed);
+		return NULL;
+	}
+	reader = mmap(NULL, READER_BYTES, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (reader == MAP_FAILED) {
+		return NULL;
+	}
+	reader->owner = self;
+	return reader;
+}
+
+struct reader *reader_get(struct readers *readers)
+{
+	uintptr_t self = reader_self();
+	_Atomic(struct reader *) *vacant;
+	struct reader *reader = find_given(readers, self, &vacant);
+	struct reader *none = NULL;
+
+	if (reader != NULL) {
+		return reader_is_inside(reader) ? NULL : reader;
+	}
+	if (vacant == NULL) {
+		return NULL;
+	}
+	reader = create_reader(readers, self);
+	if (reader == NULL) {
+		return NULL;
+	}
+	atomic_fetch_or_explicit(&readers->taken,
+				 UINT64_C(1) << (vacant - readers->places),
+				 memory_order_seq_cst);
+	if (!atomic_compare_exchange_strong(vacant, &none, reader)) {
+		/* Somebody was faster; the next call looks again. */
+		munmap(reader, READER_BYTES);
+		return NULL;
+	}
+	/* A writer that sees no bit or no reader has stored before this. */
+	atomic_thread_fence(memory_order_seq_cst);
+	return reader;
+}
+
+bool reader_renew(struct reader *reader, const struct readers *readers)
+{
+	uint64_t now;
+
+	if (reader->fence) {
+		atomic_thread_fence(memory_order_seq_cst);
+	}
+	now = atomic_load_explicit(&readers->epoch, memory_order_acquire);
+	if (now == reader->known) {
+		return false;
+	}
+	pt_forget(&reader->shortcuts, now);
+	reader->known = now;
+	reader->current = reader->fence ? 0 : now;
+	return true;
+}
+
+void readers_init(struct readers *readers)
+{
+	atomic_init(&readers->epoch, 1);
+}
+
+void readers_fini(struct readers *readers)
+{
+	for (unsigned i = 0; i < READER_PLACES; i++) {
+		struct reader *reader = atomic_load(&readers->places[i]);
+
+		if (reader != NULL) {
+			munmap(reader, READER_BYTES);
+		}
+	}
+}
+
+/* ---- Counted ------------------------------------------------------------- */
 
 atomic_uint *readers_enter(struct readers *readers)
 {
@@ -16,6 +157,10 @@ atomic_uint *readers_enter(struct readers *readers)
 		1u;
 	atomic_uint *ticket = &readers->stripes[stripe].count[phase];
 
+	if (!atomic_load_explicit(&readers->counted, memory_order_relaxed)) {
+		atomic_store_explicit(&readers->counted, true,
+				      memory_order_seq_cst);
+	}
 	atomic_fetch_add_explicit(ticket, 1, memory_order_seq_cst);
 	/* The increment orders the loads that follow on x86; elsewhere a
 	 * sequentially consistent read-modify-write alone does not. */
@@ -34,63 +179,105 @@ static void wait_for_phase(struct readers *readers, unsigned phase)
 	}
 }
 
-/* Registering twice is harmless, and a child of fork() has to. */
-static bool register_membarrier(void)
+static void wait_for_counted(struct readers *readers)
 {
-	return syscall(SYS_membarrier,
-		       MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
-}
-
-void readers_add_slot(struct readers *readers, struct reader_slot *slot)
-{
-	atomic_init(&slot->turn, 0);
-	slot->fence = !register_membarrier();
-	slot->next = readers->slots;
-	readers->slots = slot;
-}
-
-void readers_remove_slot(struct readers *readers, struct reader_slot *slot)
-{
-	struct reader_slot **link = &readers->slots;
-
-	while (*link != slot) {
-		link = &(*link)->next;
-	}
-	*link = slot->next;
-}
-
-/* Waits for the readers that are inside by a slot of their own. */
-static void wait_for_slots(struct readers *readers)
-{
-	if (readers->slots == NULL) {
+	if (!atomic_load_explicit(&readers->counted, memory_order_seq_cst)) {
 		return;
 	}
-	if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) !=
-	    0) {
-		atomic_thread_fence(memory_order_seq_cst);
-	}
-	for (struct reader_slot *slot = readers->slots; slot != NULL;
-	     slot = slot->next) {
-		unsigned seen =
-			atomic_load_explicit(&slot->turn, memory_order_acquire);
-
-		while ((seen & 1u) != 0 &&
-		       atomic_load_explicit(&slot->turn,
-					    memory_order_acquire) == seen) {
-			sched_yield();
-		}
-	}
-}
-
-void readers_wait(struct readers *readers)
-{
-	readers_forget(readers);
-	atomic_thread_fence(memory_order_seq_cst);
-	wait_for_slots(readers);
 	for (int turn = 0; turn < 2; turn++) {
 		unsigned old = atomic_fetch_xor_explicit(&readers->phase, 1,
 							 memory_order_seq_cst);
 
 		wait_for_phase(readers, old & 1u);
 	}
+}
+
+/* ---- Writers ------------------------------------------------------------- */
+
+void readers_add(struct readers *readers, struct reader *reader)
+{
+	reader->fence = !register_membarrier();
+	reader->next = readers->views;
+	readers->views = reader;
+}
+
+void readers_remove(struct readers *readers, struct reader *reader)
+{
+	struct reader **link = &readers->views;
+
+	while (*link != reader) {
+		link = &(*link)->next;
+	}
+	*link = reader->next;
+}
+
+static void wait_for_reader(const struct reader *reader, uint64_t epoch)
+{
+	uint64_t inside;
+
+	do {
+		inside = atomic_load_explicit(&reader->inside,
+					      memory_order_acquire);
+	} while (inside != 0 && inside != epoch && sched_yield() == 0);
+}
+
+/* The places that others than the calling thread have taken. */
+static uint64_t others_places(struct readers *readers)
+{
+	uint64_t taken =
+		atomic_load_explicit(&readers->taken, memory_order_seq_cst);
+	uintptr_t self = reader_self();
+
+	for (unsigned probe = 0; probe < MAX_PROBES && taken != 0; probe++) {
+		unsigned place = probe_place(self, probe);
+		uint64_t bit = UINT64_C(1) << place;
+		const struct reader *reader;
+
+		if ((taken & bit) == 0) {
+			continue;
+		}
+		reader = atomic_load_explicit(&readers->places[place],
+					      memory_order_acquire);
+		if (reader != NULL && reader->owner == self) {
+			return taken & ~bit;
+		}
+	}
+	return taken;
+}
+
+/* Waits for those who are inside with a reader of their own since before
+ * @epoch, the present one. */
+static void wait_for_owners(struct readers *readers, uint64_t epoch)
+{
+	uint64_t places = others_places(readers);
+
+	if (places == 0 && readers->views == NULL) {
+		return;
+	}
+	if (!membarrier() && (!register_membarrier() || !membarrier())) {
+		/* Only views that fence for themselves can be here. */
+		atomic_thread_fence(memory_order_seq_cst);
+	}
+	for (; places != 0; places &= places - 1) {
+		const struct reader *reader = atomic_load_explicit(
+			&readers->places[__builtin_ctzll(places)],
+			memory_order_seq_cst);
+
+		if (reader != NULL) {
+			wait_for_reader(reader, epoch);
+		}
+	}
+	for (const struct reader *view = readers->views; view != NULL;
+	     view = view->next) {
+		wait_for_reader(view, epoch);
+	}
+}
+
+void readers_wait(struct readers *readers)
+{
+	uint64_t epoch = readers_forget(readers);
+
+	atomic_thread_fence(memory_order_seq_cst);
+	wait_for_owners(readers, epoch);
+	wait_for_counted(readers);
 }

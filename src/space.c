@@ -71,6 +71,7 @@ static void space_fini(struct gpas *space)
 		reservation_destroy(&space->reservation);
 	}
 	gpas_pgtable_destroy(space->table);
+	readers_fini(&space->readers);
 	pthread_mutex_destroy(&space->lock);
 	free(space->changes);
 	free(space->windows);
@@ -87,6 +88,7 @@ static int space_init(struct gpas *space, const struct gpas_params *params,
 		.frame_ctx = params->frame_ctx,
 	};
 
+	readers_init(&space->readers);
 	space->base = params->base.value;
 	space->end = params->base.value + size;
 	space->max_leaf_shift =

@@ -18,7 +18,7 @@
 #include "fail.h"
 
 #define RW    GPAS_PROT_RW
-#define PAGES 1200 /* more than a view remembers, and across 2 MiB */
+#define PAGES 1200 /* across several 2 MiB */
 
 static gpas_gpa at(uint64_t gpa)
 {

@@ -452,12 +452,12 @@ GPAS_API int gpas_compare_exchange(struct gpas *space, gpas_gpa gpa,
 /*
  * A view: one thread's fast way to guest memory.
  *
- * It remembers recent translations (a small software TLB) and announces its
- * thread without the atomic read-modify-write that the plain calls pay. What
- * the plain calls promise holds for it too: it crosses regions, checks
- * permission, populates lazy memory, never waits for writers, and when unmap or
- * protect has returned uses no old translation. One thread at a time uses a
- * view; any number of views of a space may be open.
+ * It has at hand what a plain call first looks for: where this thread announces
+ * itself, and what it remembers of the table. What the plain calls promise
+ * holds for it too: it crosses regions, checks permission, populates lazy
+ * memory, never waits for writers, and when unmap or protect has returned uses
+ * no old translation. One thread at a time uses a view; any number of views of
+ * a space may be open.
  */
 struct gpas_view;
 

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The walk as readers make it on their way to memory, inlined, and what one
+ * reader remembers of the table: not leaves but nodes, so that little memory
+ * goes a long way and what is found is always what the table says now.
+ */
+#ifndef GPAS_SRC_PGREAD_H
+#define GPAS_SRC_PGREAD_H
+
+#include "pgnode.h"
+
+#include <string.h>
+
+/* As many GiB of 4 KiB leaves as are remembered, if they lie side by side, and
+ * as many GiB in which only the last step or two are left to be made. */
+#define PT_LEAF_TABLES	  1u
+#define PT_SHORTCUTS_LOW  (PT_LEAF_TABLES * FORMAT_NODE_ENTRIES)
+#define PT_SHORTCUTS_HIGH 64u
+
+#define PT_LOW_SHIFT  (GPAS_PAGE_SHIFT + FORMAT_INDEX_BITS)
+#define PT_HIGH_SHIFT (GPAS_PAGE_SHIFT + 2 * FORMAT_INDEX_BITS)
+
+/* The first address that a node covers, and the key below it. */
+struct pt_shortcut {
+	uint64_t tag;
+	uint64_t *node;
+};
+
+/*
+ * Nodes of level 0 and of level 1, each where its address says. Those whose
+ * tag has another key than the present one count as forgotten; no tag has one
+ * that is still to come. Once pt_forget() was called, key is not 0. It is less
+ * than what a node of level 0 covers.
+ */
+struct pt_shortcuts {
+	uint64_t key;
+	uint64_t attr; /* of a leaf, besides its address: grants prot; or 0 */
+	unsigned prot;
+	uint64_t seen; /* the epoch that key stands for */
+	struct pt_shortcut low[PT_SHORTCUTS_LOW];
+	struct pt_shortcut high[PT_SHORTCUTS_HIGH];
+};
+
+/* Where a walk ended: an entry that is empty or a leaf, and what it covers. */
+struct pt_found {
+	uint64_t entry;
+	unsigned shift;
+};
+
+/* Forgets everything; @epoch has grown since the last time. */
+void pt_forget(struct pt_shortcuts *shortcuts, uint64_t epoch);
+
+static inline uint64_t pt_tag(const struct pt_shortcuts *shortcuts,
+			      uint64_t gpa, unsigned shift)
+{
+	return gpas_align_down(gpa, UINT64_C(1) << shift) | shortcuts->key;
+}
+
+static inline size_t pt_low_place(uint64_t gpa)
+{
+	return gpa >> PT_LOW_SHIFT & (PT_SHORTCUTS_LOW - 1);
+}
+
+static inline size_t pt_high_place(uint64_t gpa)
+{
+	return gpa >> PT_HIGH_SHIFT & (PT_SHORTCUTS_HIGH - 1);
+}
+
+/* Walks, from as far down as is remembered, and remembers. @gpa is any number.
+ * No node that @shortcuts hold has been freed. */
+struct pt_found pt_find(const struct gpas_pgtable *table,
+			struct pt_shortcuts *shortcuts, uint64_t gpa);
+
+/* The entry of level 0 for @gpa, if its node is remembered, or else 0. */
+static inline uint64_t pt_find_page(const struct pt_shortcuts *shortcuts,
+				    uint64_t gpa)
+{
+	const struct pt_shortcut *low = &shortcuts->low[pt_low_place(gpa)];
+
+	if (__builtin_expect(low->tag != pt_tag(shortcuts, gpa, PT_LOW_SHIFT),
+			     0)) {
+		return 0;
+	}
+	return pt_load(
+		&low->node[gpa >> GPAS_PAGE_SHIFT & (FORMAT_NODE_ENTRIES - 1)]);
+}
+
+/* Whether a leaf, or an empty entry, grants all of @access, which includes
+ * reading or writing. */
+static inline bool pt_grants(const struct gpas_pgtable *table, uint64_t entry,
+			     unsigned access)
+{
+	return format_holds(table->grants[access], entry);
+}
+
+/* The permission of a leaf. Leaves of one permission come in long runs, so the
+ * last one's is remembered. */
+static inline unsigned pt_prot(const struct gpas_pgtable *table,
+			       struct pt_shortcuts *shortcuts, uint64_t leaf)
+{
+	uint64_t attr = leaf & ~table->format.addr_mask;
+
+	if (__builtin_expect(attr != shortcuts->attr, 0)) {
+		shortcuts->prot = format_prot(&table->format, leaf);
+		shortcuts->attr = attr;
+	}
+	return shortcuts->prot;
+}
+
+/* How many bytes there are from @gpa to the end of the leaf. */
+static inline uint64_t pt_left(struct pt_found found, uint64_t gpa)
+{
+	uint64_t bytes = UINT64_C(1) << found.shift;
+
+	return bytes - (gpa & (bytes - 1));
+}
+
+/* The host address of @gpa, in the leaf that was found. */
+static inline void *pt_host(const struct gpas_pgtable *table,
+			    struct pt_found found, uint64_t gpa)
+{
+	uint64_t within = gpa & ((UINT64_C(1) << found.shift) - 1);
+
+	return gpas_hva_pointer(gpas_hva_at(
+		format_address(&table->format, found.entry) + within));
+}
+
+static inline void *pt_host_in_page(const struct gpas_pgtable *table,
+				    uint64_t leaf, uint64_t gpa)
+{
+	struct pt_found found = { leaf, GPAS_PAGE_SHIFT };
+
+	return pt_host(table, found, gpa);
+}
+
+#endif
