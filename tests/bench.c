@@ -348,6 +348,18 @@ static void find_line(const char *file, const char *key, char *ret, size_t size)
 	}
 }
 
+#ifdef __OPTIMIZE__
+#define OPTIMIZED true
+#else
+#define OPTIMIZED false
+#endif
+
+#ifdef __clang__
+#define COMPILER __VERSION__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+
 static void describe_machine(struct bench *bench)
 {
 	double load[1] = { 0 };
@@ -365,6 +377,10 @@ static void describe_machine(struct bench *bench)
 	printf("%s, %d CPUs used, Linux %s, load %.1f; %u repetitions%s\n", cpu,
 	       CPU_COUNT(&bench->cpus), host.release, load[0],
 	       bench->repetitions, bench->quick ? ", quick" : "");
+	if (!OPTIMIZED) {
+		printf("This build is not optimized: its figures say "
+		       "nothing.\n");
+	}
 	printf("  %-50s %8s %8s %-8s %8s %7s target (floor)\n", "", "min",
 	       "median", "", "floor", "ratio");
 	if (bench->json == NULL) {
@@ -375,16 +391,13 @@ static void describe_machine(struct bench *bench)
 		      "\"memory\": \"%s\", \"kernel\": \"%s\", "
 		      "\"load\": %.2f, \"compiler\": \"%s\", "
 		      "\"optimized\": %s, \"date\": \"%s\" },\n"
-		      "  \"quick\": %s, \"repetitions\": %u,\n"
+		      "  \"complete\": %s, \"quick\": %s, "
+		      "\"repetitions\": %u,\n"
 		      "  \"results\": [",
 		      cpu, CPU_COUNT(&bench->cpus), memory, host.release,
-		      load[0], __VERSION__,
-#ifdef __OPTIMIZE__
-		      "true",
-#else
-		      "false",
-#endif
-		      day, bench->quick ? "true" : "false", bench->repetitions);
+		      load[0], COMPILER, OPTIMIZED ? "true" : "false", day,
+		      bench->only == NULL ? "true" : "false",
+		      bench->quick ? "true" : "false", bench->repetitions);
 }
 
 /* ---- Options ------------------------------------------------------------- */

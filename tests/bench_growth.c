@@ -194,8 +194,8 @@ static void grow_faults(struct bench *bench)
 {
 	const struct gpas_map_params lazy = { .lazy = true };
 	const struct bench_curve curve = {
-		.plot = "faults-bare",
-		.name = "first touch of 64 KiB",
+		.plot = "faults",
+		.name = "not attached, on average",
 		.x = "bytes",
 		.unit = "ns",
 	};
