@@ -47,13 +47,11 @@ struct audit {
 __attribute__((format(printf, 2, 3))) static void found(struct audit *audit,
 							const char *format, ...)
 {
-	char what[192];
 	va_list args;
 
 	va_start(args, format);
-	(void)vsnprintf(what, sizeof(what), format, args);
+	space_log_finding(audit->space, "audit", format, args);
 	va_end(args);
-	space_log(audit->space, GPAS_LOG_ERROR, "audit: %s", what);
 	audit->done.findings++;
 }
 

@@ -14,13 +14,11 @@
 __attribute__((format(printf, 2, 3))) static int broken(struct gpas *space,
 							const char *format, ...)
 {
-	char what[192];
 	va_list args;
 
 	va_start(args, format);
-	(void)vsnprintf(what, sizeof(what), format, args);
+	space_log_finding(space, "check", format, args);
 	va_end(args);
-	space_log(space, GPAS_LOG_ERROR, "check: %s", what);
 	return -EUCLEAN;
 }
 

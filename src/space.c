@@ -5,7 +5,6 @@
 #include "space.h"
 #include "mirror.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +36,15 @@ void space_log(struct gpas *space, enum gpas_log_level level,
 	(void)vsnprintf(line, sizeof(line), format, args);
 	va_end(args);
 	space->log(space->log_ctx, level, line);
+}
+
+void space_log_finding(struct gpas *space, const char *check,
+		       const char *format, va_list args)
+{
+	char what[192];
+
+	(void)vsnprintf(what, sizeof(what), format, args);
+	space_log(space, GPAS_LOG_ERROR, "%s: %s", check, what);
 }
 
 /* ---- Life ---------------------------------------------------------- */

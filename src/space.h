@@ -18,6 +18,7 @@
 #include "span.h"
 
 #include <pthread.h>
+#include <stdarg.h>
 
 /*
  * What a mapping call created, shared by the regions it was split into.
@@ -325,6 +326,11 @@ int arch_translate(int vcpu_fd, uint64_t gva, uint64_t *gpa);
 __attribute__((format(printf, 3, 4))) void space_log(struct gpas *space,
 						     enum gpas_log_level level,
 						     const char *format, ...);
+/* Log what is wrong with the space; @check is the name of who found it. */
+__attribute__((format(printf, 3, 0))) void space_log_finding(struct gpas *space,
+							     const char *check,
+							     const char *format,
+							     va_list args);
 
 /* 0 when [start, start + size) is aligned, not empty and inside. */
 int space_check_range(const struct gpas *space, gpas_gpa start, uint64_t size);
