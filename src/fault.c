@@ -144,34 +144,42 @@ int populate_hole(struct gpas *space, struct region *region, uint64_t start,
 	return 0;
 }
 
+/* The same under the journal of slots and the count of bytes. */
+static int populate_vacant(struct gpas *space, struct region *region,
+			   uint64_t start, uint64_t end, uint64_t *populated)
+{
+	int err = populate_hole(space, region, start, end);
+
+	if (err == 0) {
+		err = txn_touch(space, start, end);
+	}
+	if (err == 0) {
+		*populated += end - start;
+	}
+	return err;
+}
+
 int populate_range(struct gpas *space, struct region *region, uint64_t start,
 		   uint64_t end, uint64_t *populated)
 {
 	uint64_t at = start;
+	int err = 0;
 
-	while (at < end) {
-		struct gpas_pgtable_cursor cursor;
-		struct gpas_extent extent = { .start = { end } };
-		uint64_t hole_end;
-		int err;
+	while (at < end && err == 0) {
+		uint64_t hole_end = pt_next_mapped(space->table, at, end);
+		struct gpas_extent extent;
 
-		gpas_pgtable_cursor_init(&cursor, space->table, gpas_gpa_at(at),
-					 gpas_gpa_at(end));
-		(void)gpas_pgtable_cursor_next(&cursor, &extent);
-		hole_end = extent.start.value;
 		if (hole_end > at) {
-			err = populate_hole(space, region, at, hole_end);
-			if (err == 0) {
-				err = txn_touch(space, at, hole_end);
-			}
-			if (err != 0) {
-				return err;
-			}
-			*populated += hole_end - at;
+			err = populate_vacant(space, region, at, hole_end,
+					      populated);
 		}
-		at = hole_end + extent.size;
+		at = hole_end;
+		if (at < end &&
+		    pt_extent_at(space->table, at, end - at, &extent) == 0) {
+			at += extent.size;
+		}
 	}
-	return 0;
+	return err;
 }
 
 /* ---- What a first touch makes present ------------------------------ */
@@ -218,6 +226,10 @@ static struct window absent_around(const struct gpas *space,
 	struct gpas_pgtable_cursor cursor;
 	struct gpas_extent extent;
 
+	if (pt_next_mapped(space->table, around.start, around.end) ==
+	    around.end) {
+		return around;
+	}
 	gpas_pgtable_cursor_init(&cursor, space->table,
 				 gpas_gpa_at(around.start),
 				 gpas_gpa_at(around.end));
@@ -238,6 +250,8 @@ struct reach {
 	uint64_t floor;
 	/* The caller is about to access this many bytes. */
 	uint64_t ahead;
+	/* When the first attempt found something to do, if KVM is attached. */
+	uint64_t begun;
 };
 
 /* The end of what to fill, so that @ahead bytes from @gpa on are in it, in
@@ -290,13 +304,14 @@ static uint64_t present_in(const struct gpas *space, struct window part)
 }
 
 /* What a touch at @gpa makes present: @granule around it, or more. Parts of it
- * may be present already. */
+ * may be present already, unless @vacant says otherwise. */
 static struct window unit_around(const struct gpas *space,
 				 const struct region *region, uint64_t gpa,
-				 uint64_t granule)
+				 uint64_t granule, bool *vacant)
 {
 	struct window block;
 
+	*vacant = false;
 	if (granule < DENSE_BYTES && may_grow_dense(space, region->backing)) {
 		block = granule_around(region, gpa, DENSE_BYTES);
 		if (present_in(space, block) * DENSE_PART >=
@@ -305,6 +320,7 @@ static struct window unit_around(const struct gpas *space,
 		}
 	}
 	block = granule_around(region, gpa, granule);
+	*vacant = true;
 	return absent_around(space, block, gpa);
 }
 
@@ -316,21 +332,27 @@ static int populate_granule(struct gpas *space, struct region *region,
 	struct backing *backing = region->backing;
 	uint64_t granule = choose_granule(backing, gpa);
 	struct window unit;
+	bool vacant = false;
+	uint64_t end;
 	int err;
 
 	if (reach->floor > granule) {
 		unit = granule_around(region, gpa, reach->floor);
 		space->merge = true;
 	} else {
-		unit = unit_around(space, region, gpa, granule);
+		unit = unit_around(space, region, gpa, granule, &vacant);
 	}
-	unit.end = end_ahead(region, unit.end, gpa, reach->ahead);
+	end = end_ahead(region, unit.end, gpa, reach->ahead);
+	vacant = vacant && end == unit.end;
+	unit.end = end;
 	if (!fits_budget(space, backing, unit.end - unit.start)) {
 		granule = backing->granule;
 		unit = granule_around(region, gpa, granule);
 		unit = absent_around(space, unit, gpa);
+		vacant = true;
 	}
-	err = populate_range(space, region, unit.start, unit.end, populated);
+	err = (vacant ? populate_vacant : populate_range)(
+		space, region, unit.start, unit.end, populated);
 	if (err == 0) {
 		backing->granule_now = granule;
 		backing->fault_low = unit.start;
@@ -380,25 +402,26 @@ static bool answer(const struct gpas *space, const struct region *region,
 		   struct resolution *ret)
 {
 	struct gpas_fault *fault = &ret->fault;
-	struct gpas_extent extent;
+	uint64_t gpa = fault->gpa.value;
 
 	fault->kind = judge(region, fault->wanted);
 	if (region != NULL) {
 		describe(region, fault);
 	}
 	if (fault->kind == GPAS_FAULT_DEVICE) {
-		resolve_claim(region, fault->gpa.value, ret);
+		resolve_claim(region, gpa, ret);
 	}
 	return fault->kind != GPAS_FAULT_RESUME ||
-	       pt_lookup(space->table, fault->gpa.value, &extent) == 0;
+	       pt_next_mapped(space->table, gpa, gpa + 1) == gpa;
 }
 
-static void count_fault(struct gpas *space, const struct gpas_fault *fault)
+/* Under the lock: what did not fail. */
+static void count_answer(struct gpas *space, const struct gpas_fault *fault)
 {
-	count(&space->stats.faults[fault->kind], 1);
+	count_locked(&space->stats.faults[fault->kind], 1);
 	if (fault->populated != 0) {
-		count(&space->stats.populations, 1);
-		count(&space->stats.populated, fault->populated);
+		count_locked(&space->stats.populations, 1);
+		count_locked(&space->stats.populated, fault->populated);
 	}
 }
 
@@ -413,26 +436,37 @@ static void count_time(struct gpas *space, uint64_t ns)
 	count(&space->stats.fault_time[bucket], 1);
 }
 
-/* One attempt to make @gpa present, as a transaction. The outcome is in @ret;
- * @short_of: the bytes that the budget lacks, if that is why it failed. */
-static int attempt(struct gpas *space, uint64_t gpa, const struct reach *reach,
+/* One attempt to make @gpa present, as a transaction, if it has to be. The
+ * outcome is in @ret; @short_of: the bytes that the budget lacks, if that is
+ * why it failed. */
+static int attempt(struct gpas *space, uint64_t gpa, struct reach *reach,
 		   struct resolution *ret, uint64_t *short_of)
 {
-	struct region *region;
+	bool locked = txn_lock(space);
+	struct region *region = region_find(space, gpa);
 	struct txn txn;
-	int err = txn_open(space, TXN_TAKE, &txn);
+	int err;
 
 	*short_of = 0;
+	if (answer(space, region, ret)) {
+		count_answer(space, &ret->fault);
+		space_unlock(space, locked);
+		return 0;
+	}
+	if (reach->begun == 0 && space->mirror != NULL) {
+		reach->begun = clock_ns();
+	}
+	err = txn_begin(space, TXN_TAKE, locked, &txn);
 	if (err != 0) {
 		return err;
 	}
 	space->short_of = 0;
-	region = region_find(space, gpa);
-	if (!answer(space, region, ret)) {
-		err = populate_granule(space, region, gpa, reach,
-				       &ret->fault.populated);
-	}
+	err = populate_granule(space, region, gpa, reach,
+			       &ret->fault.populated);
 	err = txn_conclude(&txn, err);
+	if (err == 0) {
+		count_answer(space, &ret->fault);
+	}
 	if (err == -ENOMEM && !txn.grouped) {
 		*short_of = space->short_of;
 	}
@@ -471,64 +505,62 @@ static uint64_t raise_floor(struct gpas *space, uint64_t floor)
 }
 
 /*
- * Makes @gpa present. Where the budget is short the embedder is asked; where
- * memslots are, larger units are tried, which join slots that are apart.
+ * Makes @gpa present, if it is in lazy memory. Where the budget is short the
+ * embedder is asked; where memslots are, larger units are tried, which join
+ * slots that are apart.
  */
-static int make_present(struct gpas *space, uint64_t gpa, uint64_t ahead,
+static int make_present(struct gpas *space, uint64_t gpa, struct reach *reach,
 			struct resolution *ret)
 {
-	const struct gpas_fault question = ret->fault;
-	struct reach reach = {
-		.floor = atomic_load(&space->slot_floor),
-		.ahead = ahead,
-	};
+	unsigned wanted = ret->fault.wanted;
 	unsigned asked = 0;
 
 	for (;;) {
 		uint64_t short_of;
-		int err = attempt(space, gpa, &reach, ret, &short_of);
+		int err = attempt(space, gpa, reach, ret, &short_of);
 
-		if (err == -ENOSPC && reach.floor < MAX_FLOOR) {
-			reach.floor = raise_floor(space, reach.floor);
-		} else if (err != 0 && reach.ahead != 0) {
-			reach.ahead = 0; /* less may be possible */
+		if (err == 0) {
+			return 0;
+		}
+		if (err == -ENOSPC && reach->floor < MAX_FLOOR) {
+			reach->floor = raise_floor(space, reach->floor);
+		} else if (reach->ahead != 0) {
+			reach->ahead = 0; /* less may be possible */
 		} else if (short_of == 0 || asked++ == MAX_PRESSURE ||
 			   !relieved(space, short_of)) {
 			return err;
 		}
-		ret->fault = question;
+		ret->fault = (struct gpas_fault){
+			.gpa = { gpa },
+			.wanted = wanted,
+		};
 	}
 }
 
 int fault_resolve(struct gpas *space, uint64_t gpa, unsigned access,
 		  uint64_t ahead, struct resolution *ret)
 {
-	bool locked;
-	bool done;
+	struct reach reach = {
+		.floor = atomic_load(&space->slot_floor),
+		.ahead = ahead,
+	};
 	int err;
 
 	*ret = (struct resolution){
 		.fault = { .gpa = { gpa }, .wanted = access },
 	};
-	locked = space_lock(space);
-	done = answer(space, region_find(space, gpa), ret);
-	space_unlock(space, locked);
-	if (!done) {
-		uint64_t begun = clock_ns();
-
-		err = make_present(space, gpa, ahead, ret);
-		if (err == -ENOTRECOVERABLE) {
-			return err;
-		}
-		if (err != 0) {
-			ret->fault.kind = GPAS_FAULT_FAILED;
-			ret->fault.error = err;
-			ret->fault.populated = 0;
-		} else if (ret->fault.populated != 0) {
-			count_time(space, clock_ns() - begun);
-		}
+	err = make_present(space, gpa, &reach, ret);
+	if (err == -ENOTRECOVERABLE) {
+		return err;
 	}
-	count_fault(space, &ret->fault);
+	if (err != 0) {
+		ret->fault.kind = GPAS_FAULT_FAILED;
+		ret->fault.error = err;
+		ret->fault.populated = 0;
+		count(&space->stats.faults[GPAS_FAULT_FAILED], 1);
+	} else if (ret->fault.populated != 0 && reach.begun != 0) {
+		count_time(space, clock_ns() - reach.begun);
+	}
 	return 0;
 }
 
@@ -587,9 +619,10 @@ int gpas_populate(struct gpas *space, gpas_gpa start, uint64_t size)
 	}
 	err = populate_regions(space, start.value, start.value + size,
 			       &populated);
-	err = txn_close(&txn, err);
+	err = txn_conclude(&txn, err);
 	if (err == 0) {
-		count(&space->stats.populated, populated);
+		count_locked(&space->stats.populated, populated);
 	}
+	txn_unlock(&txn);
 	return err;
 }

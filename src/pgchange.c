@@ -135,7 +135,10 @@ static int split(struct gpas_pgtable *table, uint64_t *entry, unsigned level)
 	return 0;
 }
 
-/* The two ends are looked at before the rest: most nodes fail there. */
+/* Entries so far apart are looked at before the rest: most nodes fail there,
+ * at their ends or where a granule is missing. */
+#define MERGE_STRIDE 16u
+
 bool pt_is_mergeable(const struct gpas_pgtable *table, const uint64_t *node,
 		     unsigned level)
 {
@@ -150,9 +153,12 @@ bool pt_is_mergeable(const struct gpas_pgtable *table, const uint64_t *node,
 		return false;
 	}
 	step = format_step(format, level);
-	return node[FORMAT_NODE_ENTRIES - 1] ==
-		       first + (FORMAT_NODE_ENTRIES - 1) * step &&
-	       pt_is_run(node, FORMAT_NODE_ENTRIES, first, step);
+	for (size_t i = FORMAT_NODE_ENTRIES; i > 0; i -= MERGE_STRIDE) {
+		if (node[i - 1] != first + (i - 1) * step) {
+			return false;
+		}
+	}
+	return pt_is_run(node, FORMAT_NODE_ENTRIES, first, step);
 }
 
 /*
@@ -351,6 +357,7 @@ int pt_map(struct gpas_pgtable *table, uint64_t start, uint64_t size,
 	struct map_job job = {
 		.table = table,
 		.offset = host - start,
+		.leaf = { format_leaf(&table->format, 0, prot, memtype) },
 		.bounds = bounds,
 	};
 	int error = pt_reserve(table);
@@ -359,8 +366,8 @@ int pt_map(struct gpas_pgtable *table, uint64_t start, uint64_t size,
 		return error;
 	}
 	for (unsigned level = 0; level <= table->max_leaf_level; level++) {
-		job.leaf[level] =
-			format_leaf(&table->format, level, prot, memtype);
+		job.leaf[level] = job.leaf[0] ^ table->format.leaf_bits[0] ^
+				  table->format.leaf_bits[level];
 		if (gpas_is_aligned(job.offset, format_bytes(level))) {
 			job.top_leaf_level = level;
 		}

@@ -71,6 +71,11 @@ int pt_check_host(const struct gpas_format *format, uint64_t host,
 int pt_lookup(const struct gpas_pgtable *table, uint64_t gpa,
 	      struct gpas_extent *ret);
 
+/* The first mapped address from @gpa on, or @end if there is none below it.
+ * Lock-free. */
+uint64_t pt_next_mapped(const struct gpas_pgtable *table, uint64_t gpa,
+			uint64_t end);
+
 /*
  * The extent at @gpa from @gpa on, at most @limit bytes long: start == @gpa
  * and host is the address of @gpa itself. Visits each leaf table once.

@@ -13,24 +13,34 @@ struct position {
 	uint64_t entry;
 };
 
-/* @gpa is below gpa_end. */
-static struct position descend(const struct gpas_pgtable *table, uint64_t gpa)
+/*
+ * @gpa is below gpa_end. An acquiring load makes compilers read memory afresh,
+ * so what the loop needs is copied to locals.
+ */
+static inline struct position descend(const struct gpas_pgtable *table,
+				      uint64_t gpa)
 {
-	const struct gpas_format *format = &table->format;
+	const struct format_bits is_table = table->format.table;
+	const uint64_t address_mask = table->format.addr_mask;
+	const unsigned address_shift = table->format.addr_shift;
+	unsigned level = table->root_level;
+	unsigned shift = format_shift(level);
 	struct position at = {
 		.node = table->root,
-		.index = gpa >> format_shift(table->root_level),
-		.level = table->root_level,
+		.index = gpa >> shift,
 	};
 
 	at.entry = pt_load(&at.node[at.index]);
-	while (format_is_table(format, at.entry, at.level)) {
-		at.level--;
-		at.node = pt_child(format, at.entry);
-		at.index = gpa >> format_shift(at.level) &
-			   (FORMAT_NODE_ENTRIES - 1);
+	while (level > 0 && format_holds(is_table, at.entry)) {
+		uint64_t child = (at.entry & address_mask) << address_shift;
+
+		level--;
+		shift -= FORMAT_INDEX_BITS;
+		at.node = (const uint64_t *)(uintptr_t)child;
+		at.index = gpa >> shift & (FORMAT_NODE_ENTRIES - 1);
 		at.entry = pt_load(&at.node[at.index]);
 	}
+	at.level = level;
 	return at;
 }
 
@@ -251,30 +261,33 @@ void gpas_pgtable_cursor_init(struct gpas_pgtable_cursor *cursor,
 	cursor->end = end.value < table->gpa_end ? end.value : table->gpa_end;
 }
 
-/* The first mapped address at or after @gpa, or at least @end. */
-static uint64_t skip_holes(const struct gpas_pgtable *table, uint64_t gpa,
-			   uint64_t end)
+uint64_t pt_next_mapped(const struct gpas_pgtable *table, uint64_t gpa,
+			uint64_t end)
 {
 	while (gpa < end) {
 		struct position at = descend(table, gpa);
-		size_t entries = pt_node_entries(table, at.level);
+		unsigned shift = format_shift(at.level);
+		size_t last = ((end - 1) >> shift) - (gpa >> shift) + at.index;
+		size_t index = at.index;
 
 		if (at.entry != 0) {
 			return gpa;
 		}
+		if (last >= pt_node_entries(table, at.level)) {
+			last = pt_node_entries(table, at.level) - 1;
+		}
 		do {
-			gpa = (gpa | (format_bytes(at.level) - 1)) + 1;
-			at.index++;
-		} while (at.index < entries &&
-			 pt_load(&at.node[at.index]) == 0);
+			index++;
+		} while (index <= last && pt_load(&at.node[index]) == 0);
+		gpa = ((gpa >> shift) + (index - at.index)) << shift;
 	}
-	return gpa;
+	return end;
 }
 
 bool gpas_pgtable_cursor_next(struct gpas_pgtable_cursor *cursor,
 			      struct gpas_extent *ret)
 {
-	uint64_t gpa = skip_holes(cursor->table, cursor->next, cursor->end);
+	uint64_t gpa = pt_next_mapped(cursor->table, cursor->next, cursor->end);
 
 	if (gpa >= cursor->end) {
 		cursor->next = cursor->end;

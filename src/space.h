@@ -176,6 +176,13 @@ struct txn {
  * nothing held. */
 int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn);
 
+/* The two steps of txn_open, for a call that looks before it knows whether it
+ * has anything to change; if not, it goes on to space_unlock. On error nothing
+ * is held. */
+bool txn_lock(struct gpas *space);
+int txn_begin(struct gpas *space, enum txn_mode mode, bool locked,
+	      struct txn *txn);
+
 /* Ends a call that so far returned @err: undoes its changes if that is an
  * error; outside a group brings KVM in line, waits for readers, frees what
  * dropped out, and unlocks. Returns the call's final result. */
@@ -337,7 +344,15 @@ int space_check_range(const struct gpas *space, gpas_gpa start, uint64_t size);
 
 uint64_t clock_ns(void);
 
-/* Adds to a counter of the statistics from any thread. */
+/* Adds to a counter that only changes under the lock. */
+static inline void count_locked(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter,
+			 __atomic_load_n(counter, __ATOMIC_RELAXED) + n,
+			 __ATOMIC_RELAXED);
+}
+
+/* Adds to any other counter of the statistics, from any thread. */
 static inline void count(uint64_t *counter, uint64_t n)
 {
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);

@@ -583,15 +583,20 @@ static void make_way(struct gpas *space)
 	}
 }
 
-int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn)
+bool txn_lock(struct gpas *space)
 {
-	bool locked;
-	int err = 0;
-
-	if (!owns_group(space)) {
-		make_way(space);
+	if (owns_group(space)) {
+		return false;
 	}
-	locked = space_lock(space);
+	make_way(space);
+	pthread_mutex_lock(&space->lock);
+	return true;
+}
+
+int txn_begin(struct gpas *space, enum txn_mode mode, bool locked,
+	      struct txn *txn)
+{
+	int err = 0;
 
 	if (space->poisoned && mode != TXN_CLEAR) {
 		err = -ENOTRECOVERABLE;
@@ -611,6 +616,11 @@ int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn)
 		.charge_mark = space->charged,
 	};
 	return 0;
+}
+
+int txn_open(struct gpas *space, enum txn_mode mode, struct txn *txn)
+{
+	return txn_begin(space, mode, txn_lock(space), txn);
 }
 
 /* The transaction that began when the journal was empty. */

@@ -582,8 +582,9 @@ struct gpas_stats {
 	uint64_t discarded;   /* bytes that they made absent or zero */
 	uint64_t charged;     /* gauge: bytes counted against the budget */
 	uint64_t pressure;    /* times the pressure callback was asked */
-	/* Time that making lazy memory present took, per fault: bucket i counts
-	 * those below 2^i microseconds, the last one all others. */
+	/* Time that making lazy memory present took, per fault while KVM is
+	 * attached: bucket i counts those below 2^i microseconds, the last one
+	 * all others. */
 	uint64_t fault_time[GPAS_FAULT_TIME_BUCKETS];
 	uint64_t exits_mmio; /* KVM exits by how they came ... */
 	uint64_t exits_memory_fault;
