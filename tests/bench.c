@@ -160,10 +160,15 @@ bool bench_group(struct bench *bench, const char *group, const char *heading)
 /* Three digits or more. */
 static struct bench_text number(double value)
 {
-	int digits = value >= 100 ? 0 : value >= 10 ? 1 : value >= 1 ? 2 : 3;
+	int digits = value >= 100 ? 0 : value >= 10 ? 1 : 2;
 	struct bench_text ret;
 
-	(void)snprintf(ret.text, sizeof(ret.text), "%.*f", digits, value);
+	if (value < 1) {
+		(void)snprintf(ret.text, sizeof(ret.text), "%.3g", value);
+	} else {
+		(void)snprintf(ret.text, sizeof(ret.text), "%.*f", digits,
+			       value);
+	}
 	return ret;
 }
 

@@ -33,7 +33,7 @@ double series_median(const struct series *series);
 
 /* What the command line asks for, and how far it has got. */
 struct bench {
-	uint64_t size; /* bytes a guest touches; 0: as many as take 2 s */
+	uint64_t size; /* bytes a guest touches; 0: what takes half a second */
 	unsigned repetitions; /* of each measurement, 1 to SERIES_MAX */
 	bool quick;	      /* less of everything: to see that it works */
 	const char *only;     /* groups, by commas; NULL: all */

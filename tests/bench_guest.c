@@ -262,14 +262,15 @@ static double measure(const struct bench *bench, struct run *run)
 
 /* ---- Touching ------------------------------------------------------------ */
 
-/* The largest size, up to 1 GiB, that the slowest way touches in 2 s. */
+/* The largest size, up to 1 GiB, that the slowest way touches in half a
+ * second. */
 static uint64_t choose_size(const struct bench *bench)
 {
 	struct run run = { .mechanism = CLASSIC, .size = 4 * MIB };
 	double page = measure(bench, &run);
 	uint64_t size = 16 * MIB;
 
-	while (size < GIB && page * (double)(2 * size / PAGE) < 2e9) {
+	while (size < GIB && page * (double)(2 * size / PAGE) < 5e8) {
 		size *= 2;
 	}
 	return size;
