@@ -59,6 +59,8 @@ enum memory_command {
 	MEMORY_GIVE = 1,  /* back to the host; reads as zero afterwards */
 	MEMORY_TAKE = 2,  /* have it made present */
 	MEMORY_OFFER = 3, /* the host may take it back at any time */
+	MEMORY_SEAL = 4,  /* writing is a violation from now on ... */
+	MEMORY_UNSEAL = 5 /* ... and no more */
 };
 #define NO_MEMORY (-12)
 
