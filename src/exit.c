@@ -2,12 +2,13 @@
 /*
  * What a finished KVM_RUN means for the space.
  *
- * Three facts about KVM shape this file (docs/kvm-notes.md has where each was
+ * Four facts about KVM shape this file (docs/kvm-notes.md has where each was
  * seen). An MMIO exit is completed from the exit's own data and never
  * re-executed, so after populating memory the library itself must carry out
  * exactly the bytes of the exit. A memory-fault exit is re-executed, so memory
- * is repaired and nothing is carried out. And an instruction fetch from a hole
- * is reported as a failed emulation, without an address.
+ * is repaired and nothing is carried out. An instruction fetch from a hole is
+ * reported as a failed emulation, without an address. And a hole that an
+ * interrupt's or exception's delivery meets is a failed delivery, repeated too.
  */
 #include "kvm_abi.h"
 #include "space.h"
@@ -268,15 +269,15 @@ static int find_unread_byte(const struct gpas_vcpu *vcpu,
  * of the instruction than reaches to the end of a page, and the next byte is
  * in a lazy region. Anything else is the embedder's.
  */
-static int handle_internal_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
+static int handle_emulation_error(struct gpas_vcpu *vcpu,
+				  struct gpas_exit *exit)
 {
 	struct fetch fetch;
 	uint64_t gpa;
 	int err;
 
 	exit->kind = GPAS_EXIT_OTHER;
-	if (vcpu->run->internal.suberror != KVM_INTERNAL_ERROR_EMULATION ||
-	    arch_fetch(vcpu->fd, vcpu->run, &fetch) != 0 ||
+	if (arch_fetch(vcpu->fd, vcpu->run, &fetch) != 0 ||
 	    find_unread_byte(vcpu, &fetch, &gpa) != 0) {
 		return 0;
 	}
@@ -291,6 +292,67 @@ static int handle_internal_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 		exit->kind = GPAS_EXIT_OTHER;
 	}
 	return 0;
+}
+
+/* ---- Deliveries ---------------------------------------------------- */
+
+/* Where data[] has the address, since Linux 6.14. Kernels before have that many
+ * words only if they have the address. */
+#define DELIVERY_GPA   3
+#define DELIVERY_WORDS 5
+
+/*
+ * KVM had to emulate an access while an event was being delivered, to a stack
+ * or descriptor table without a slot, and cannot. It delivers the event once
+ * more when entered, so this is repaired as a memory fault is. An emulated
+ * processor may claim a delivery that is over: then the access itself is
+ * repeated, and is an ordinary exit. Hence a second try for any address.
+ */
+static int handle_delivery_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
+{
+	const struct kvm_run *run = vcpu->run;
+	uint64_t gpa = run->internal.data[DELIVERY_GPA];
+	struct resolution found;
+	int err;
+
+	exit->kind = GPAS_EXIT_OTHER;
+	if (run->internal.ndata < DELIVERY_WORDS || gpa == UINT64_MAX) {
+		return 0;
+	}
+	err = fault_resolve(vcpu->space, gpa, 0, 0, &found);
+	if (err != 0) {
+		return err;
+	}
+	if (found.claim != NULL) {
+		claim_put(found.claim);
+	}
+	if (found.fault.kind == GPAS_FAULT_FAILED) {
+		exit->kind = GPAS_EXIT_RESUME;
+		report_fault(exit, &found.fault);
+		exit->retryable = false;
+		return 0;
+	}
+	if (found.fault.populated != 0) {
+		count(&vcpu->space->stats.exits_mmio, 1);
+		count(&vcpu->space->stats.lazy_mmio, 1);
+		exit->kind = GPAS_EXIT_RESUME;
+	} else if (!repeats_too_often(vcpu, gpa, 0)) {
+		exit->kind = GPAS_EXIT_RESUME;
+	}
+	return 0;
+}
+
+static int handle_internal_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
+{
+	switch (vcpu->run->internal.suberror) {
+	case KVM_INTERNAL_ERROR_EMULATION:
+		return handle_emulation_error(vcpu, exit);
+	case KVM_INTERNAL_ERROR_DELIVERY_EV:
+		return handle_delivery_error(vcpu, exit);
+	default:
+		exit->kind = GPAS_EXIT_OTHER;
+		return 0;
+	}
 }
 
 /* ---- Ports and registers ------------------------------------------- */

@@ -145,6 +145,16 @@ static int memory_fault(struct fixture *f, uint64_t gpa)
 	return handle(f, -EFAULT);
 }
 
+/* KVM could not emulate an access at @gpa while it delivered an event. */
+static int delivery_error(struct fixture *f, uint64_t gpa, uint32_t words)
+{
+	f->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	f->run->internal.suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
+	f->run->internal.ndata = words;
+	f->run->internal.data[3] = gpa;
+	return handle(f, 0);
+}
+
 static int port(struct fixture *f, uint16_t number, uint8_t size,
 		uint32_t count, bool out)
 {
@@ -675,6 +685,73 @@ static void a_failure_without_an_address_is_retried_a_little(void **state)
 
 /* A memory fault's reason is used once: KVM leaves it when the next failure
  * sets none. */
+static void a_failed_delivery_is_repaired(void **state)
+{
+	struct gpas_map_params lazy = { .lazy = true };
+	uint64_t host = 0;
+	struct fixture f;
+
+	(void)state;
+	start(&f, GPAS_LAZY_ABSENT);
+	assert_int_equal(gpas_map_alloc(f.space, gpas_gpa_at(MIB), MIB,
+					GPAS_PROT_RW, &lazy),
+			 0);
+	/* Older kernels give no address: nothing can be done. */
+	assert_int_equal(delivery_error(&f, MIB, 4), 0);
+	assert_int_equal(f.exit.kind, GPAS_EXIT_OTHER);
+	assert_int_equal(delivery_error(&f, UINT64_MAX, 5), 0);
+	assert_int_equal(f.exit.kind, GPAS_EXIT_OTHER);
+	assert_int_equal(stats_of(&f).populated, 0);
+
+	assert_int_equal(delivery_error(&f, MIB + 5 * PAGE + 8, 5), 0);
+	assert_int_equal(f.exit.kind, GPAS_EXIT_RESUME);
+	assert_int_equal(fake_kvm_translate(&f.kvm, MIB + 5 * PAGE, &host),
+			 FAKE_WRITABLE);
+	assert_int_equal(stats_of(&f).lazy_mmio, 1);
+	/* Another vCPU was there first. */
+	assert_int_equal(delivery_error(&f, MIB + 6 * PAGE, 5), 0);
+	assert_int_equal(f.exit.kind, GPAS_EXIT_RESUME);
+	assert_int_equal(stats_of(&f).lazy_mmio, 1);
+	finish(&f);
+}
+
+static void other_failed_deliveries_are_tried_again(void **state)
+{
+	static const enum kind kinds[] = { DEVICE, PRESENT, NO_ACCESS, HOLE };
+	struct gpas_backend backend = { .populate = populate_nothing };
+	struct gpas_map_params lazy = { .lazy = true };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		struct fixture f;
+		unsigned turns = 0;
+
+		start(&f, GPAS_LAZY_ABSENT);
+		map_side(&f, 0, kinds[i]);
+		do {
+			assert_int_equal(delivery_error(&f, BORDER - 8, 5), 0);
+			turns++;
+		} while (f.exit.kind == GPAS_EXIT_RESUME && turns < 16);
+		assert_int_equal(f.exit.kind, GPAS_EXIT_OTHER);
+		assert_in_range(turns, 2, 8);
+		assert_int_equal(f.stores[0].calls, 0);
+		/* It was the access itself that counted. */
+		assert_int_equal(mmio(&f, 8 * MIB, 1, false, NULL), 0);
+		assert_int_equal(delivery_error(&f, BORDER - 8, 5), 0);
+		assert_int_equal(f.exit.kind, GPAS_EXIT_RESUME);
+		/* What cannot be had is said at once. */
+		assert_int_equal(gpas_map_backend(f.space, gpas_gpa_at(MIB),
+						  MIB, GPAS_PROT_RW, &backend,
+						  &lazy),
+				 0);
+		assert_int_equal(delivery_error(&f, MIB, 5), 0);
+		assert_int_equal(f.exit.kind, GPAS_EXIT_FAULT);
+		assert_int_equal(f.exit.fault.error, -ENODATA);
+		assert_false(f.exit.retryable);
+		finish(&f);
+	}
+}
+
 static void a_stale_reason_is_not_believed(void **state)
 {
 	struct gpas_map_params lazy = { .lazy = true };
@@ -924,6 +1001,8 @@ int main(void)
 		cmocka_unit_test(one_fault_is_not_repeated_for_ever),
 		cmocka_unit_test(
 			a_failure_without_an_address_is_retried_a_little),
+		cmocka_unit_test(a_failed_delivery_is_repaired),
+		cmocka_unit_test(other_failed_deliveries_are_tried_again),
 		cmocka_unit_test(a_stale_reason_is_not_believed),
 		cmocka_unit_test(an_interrupted_run_touches_nothing),
 		cmocka_unit_test(other_exits_are_passed_on),

@@ -152,8 +152,9 @@ struct gpas_exit {
  * @result is what ioctl(KVM_RUN) returned, as 0 or -errno. Serves
  * KVM_EXIT_MMIO (devices; lazy memory, which it populates before completing
  * exactly the bytes of the exit), KVM_EXIT_MEMORY_FAULT, KVM_EXIT_IO and the
- * register exits for claimed ranges, and instruction fetches from lazy memory
- * that KVM reports as KVM_EXIT_INTERNAL_ERROR.
+ * register exits for claimed ranges, and what KVM reports of lazy memory as
+ * KVM_EXIT_INTERNAL_ERROR: instruction fetches, and stacks and tables that the
+ * delivery of an event touches.
  *
  * Returns 0 with the outcome in @ret, or the host's error: -EFAULT KVM could
  * not use the host memory behind a mapping; -ELOOP the guest repeats one fault
