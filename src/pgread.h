@@ -71,18 +71,29 @@ static inline size_t pt_high_place(uint64_t gpa)
 struct pt_found pt_find(const struct gpas_pgtable *table,
 			struct pt_shortcuts *shortcuts, uint64_t gpa);
 
-/* The entry of level 0 for @gpa, if its node is remembered, or else 0. */
-static inline uint64_t pt_find_page(const struct pt_shortcuts *shortcuts,
-				    uint64_t gpa)
+/* The same without a walk: false if neither node is remembered, or only that
+ * of level 1 and the leaf is below it. Calls nothing. */
+static inline bool pt_find_quickly(const struct gpas_pgtable *table,
+				   const struct pt_shortcuts *shortcuts,
+				   uint64_t gpa, struct pt_found *ret)
 {
 	const struct pt_shortcut *low = &shortcuts->low[pt_low_place(gpa)];
+	const struct pt_shortcut *high = &shortcuts->high[pt_high_place(gpa)];
 
-	if (__builtin_expect(low->tag != pt_tag(shortcuts, gpa, PT_LOW_SHIFT),
-			     0)) {
-		return 0;
+	if (__builtin_expect(low->tag == pt_tag(shortcuts, gpa, PT_LOW_SHIFT),
+			     1)) {
+		ret->entry = pt_load(&low->node[gpa >> GPAS_PAGE_SHIFT &
+						(FORMAT_NODE_ENTRIES - 1)]);
+		ret->shift = GPAS_PAGE_SHIFT;
+		return true;
 	}
-	return pt_load(
-		&low->node[gpa >> GPAS_PAGE_SHIFT & (FORMAT_NODE_ENTRIES - 1)]);
+	if (high->tag != pt_tag(shortcuts, gpa, PT_HIGH_SHIFT)) {
+		return false;
+	}
+	ret->entry = pt_load(
+		&high->node[gpa >> PT_LOW_SHIFT & (FORMAT_NODE_ENTRIES - 1)]);
+	ret->shift = PT_LOW_SHIFT;
+	return !format_holds(table->format.table, ret->entry);
 }
 
 /* Whether a leaf, or an empty entry, grants all of @access, which includes
@@ -115,6 +126,37 @@ static inline uint64_t pt_left(struct pt_found found, uint64_t gpa)
 	return bytes - (gpa & (bytes - 1));
 }
 
+/*
+ * How many bytes from @gpa on, at most @limit, are of one run that begins with
+ * the leaf that was found. 0: the node that is remembered does not tell.
+ */
+static inline uint64_t pt_run_bytes(const struct gpas_pgtable *table,
+				    const struct pt_shortcuts *shortcuts,
+				    struct pt_found found, uint64_t gpa,
+				    uint64_t limit)
+{
+	const uint64_t *node = shortcuts->low[pt_low_place(gpa)].node;
+	size_t index = gpa >> GPAS_PAGE_SHIFT & (FORMAT_NODE_ENTRIES - 1);
+	uint64_t step = format_step(&table->format, 0);
+	uint64_t bytes = pt_left(found, gpa);
+	uint64_t expected = found.entry;
+
+	if (bytes < limit && found.shift != GPAS_PAGE_SHIFT) {
+		return 0;
+	}
+	while (bytes < limit) {
+		expected += step;
+		if (++index == FORMAT_NODE_ENTRIES) {
+			return 0;
+		}
+		if (pt_load(&node[index]) != expected) {
+			return bytes;
+		}
+		bytes += GPAS_PAGE_BYTES;
+	}
+	return limit;
+}
+
 /* The host address of @gpa, in the leaf that was found. */
 static inline void *pt_host(const struct gpas_pgtable *table,
 			    struct pt_found found, uint64_t gpa)
@@ -123,14 +165,6 @@ static inline void *pt_host(const struct gpas_pgtable *table,
 
 	return gpas_hva_pointer(gpas_hva_at(
 		format_address(&table->format, found.entry) + within));
-}
-
-static inline void *pt_host_in_page(const struct gpas_pgtable *table,
-				    uint64_t leaf, uint64_t gpa)
-{
-	struct pt_found found = { leaf, GPAS_PAGE_SHIFT };
-
-	return pt_host(table, found, gpa);
 }
 
 #endif

@@ -54,27 +54,24 @@ int gpas_view_translate(struct gpas_view *view, gpas_gpa gpa, unsigned access,
 	if (limit == 0 || access > GPAS_PROT_RWX) {
 		return -EINVAL;
 	}
-	if (__builtin_expect(is_within_page(gpa.value, limit) &&
-				     translate_page(space, &view->reader,
-						    gpa.value, access, limit,
-						    ret),
+	if (__builtin_expect(translate_quickly(space, &view->reader, gpa.value,
+					       access, limit, ret),
 			     1) ||
-	    translate_leaf(space, &view->reader, gpa.value, access, limit,
-			   ret)) {
+	    translate_leaves(space, &view->reader, gpa.value, access, limit,
+			     ret)) {
 		return 0;
 	}
 	return gpas_translate(space, gpa, access, limit, ret);
 }
 
-/* The quick way, or the one through a larger leaf; NULL: the plain way. */
+/* The quick way, or the one that walks; NULL: the plain way. An aligned word
+ * ends in no other leaf than it begins in: its size does not matter. */
 static inline void *reach(struct gpas_view *view, uint64_t gpa, unsigned access,
 			  uint64_t size)
 {
-	void *host = NULL;
+	void *host =
+		reach_quickly(view->space, &view->reader, gpa, access, size);
 
-	if (is_within_page(gpa, size)) {
-		host = reach_page(view->space, &view->reader, gpa, access);
-	}
 	if (__builtin_expect(host == NULL, 0)) {
 		host = reach_leaf(view->space, &view->reader, gpa, access,
 				  size);
@@ -128,7 +125,7 @@ int gpas_view_load(struct gpas_view *view, gpas_gpa gpa, unsigned width,
 	if (check_atomic(gpa, width) != 0) {
 		return -EINVAL;
 	}
-	host = reach(view, gpa.value, GPAS_PROT_READ, width);
+	host = reach(view, gpa.value, GPAS_PROT_READ, 0);
 	if (host == NULL) {
 		return gpas_load(view->space, gpa, width, value);
 	}
@@ -145,7 +142,7 @@ int gpas_view_store(struct gpas_view *view, gpas_gpa gpa, unsigned width,
 	if (check_atomic(gpa, width) != 0) {
 		return -EINVAL;
 	}
-	host = reach(view, gpa.value, GPAS_PROT_WRITE, width);
+	host = reach(view, gpa.value, GPAS_PROT_WRITE, 0);
 	if (host == NULL) {
 		return gpas_store(view->space, gpa, width, value);
 	}
