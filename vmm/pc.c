@@ -156,7 +156,7 @@ static int panic_access(void *ctx, struct gpas_device_access *access)
 	return 0;
 }
 
-/* Where a PC has its video memory and ROMs, there is nothing. */
+/* Where a PC has its video memory, there is nothing. */
 static int legacy_access(void *ctx, struct gpas_device_access *access)
 {
 	(void)ctx;
@@ -205,12 +205,23 @@ static int add_devices(struct vm *vm)
 	}
 	if (error == 0) {
 		error = gpas_map_device(vm->space, gpas_gpa_at(PC_LOW_END),
-					PC_LEGACY_END - PC_LOW_END, &legacy);
+					PC_ROM_START - PC_LOW_END, &legacy);
 	}
 	return error;
 }
 
 /* ---- Memory -------------------------------------------------------------- */
+
+/* Linux looks for firmware tables where a PC has its ROMs, in 16 384 reads. As
+ * memory they are no exits. */
+static int map_roms(struct vm *vm)
+{
+	const struct gpas_map_params params = { .name = "roms" };
+
+	return gpas_map_alloc(vm->space, gpas_gpa_at(PC_ROM_START),
+			      PC_LEGACY_END - PC_ROM_START, GPAS_PROT_RW,
+			      &params);
+}
 
 static int put_tables(struct vm *vm)
 {
@@ -244,6 +255,9 @@ int pc_build(struct vm *vm)
 		return status;
 	}
 	error = add_devices(vm);
+	if (error == 0) {
+		error = map_roms(vm);
+	}
 	if (error == 0) {
 		error = put_tables(vm);
 	}

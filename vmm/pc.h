@@ -14,7 +14,8 @@
 /* Guest-physical addresses. RAM is [0, PC_LOW_END), [PC_HIGH_START,
  * PC_HOLE_START) and [4 GiB, ...). */
 #define PC_LOW_END    0xa0000
-#define PC_LEGACY_END 0xe0000 /* from PC_LOW_END on: reads as all ones */
+#define PC_ROM_START  0xc0000 /* from PC_LOW_END to here reads are all ones */
+#define PC_LEGACY_END 0xe0000 /* and to here zeros */
 #define PC_ACPI_BYTES 0x20000 /* from PC_LEGACY_END on: memory */
 #define PC_ACPI_START PC_LEGACY_END
 #define PC_HIGH_START 0x100000
