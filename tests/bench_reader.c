@@ -188,6 +188,7 @@ static void bench_blocks(struct bench *bench)
 		{ "read", loop_read_blocks, loop_copy_out },
 		{ "write", loop_write_blocks, loop_copy_in },
 		{ "view reads", loop_read_view, loop_copy_out },
+		{ "view writes", loop_write_view, loop_copy_in },
 	};
 	struct world world;
 	char name[96];

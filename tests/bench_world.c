@@ -225,6 +225,17 @@ uint64_t loop_read_view(struct world *world)
 	return x;
 }
 
+uint64_t loop_write_view(struct world *world)
+{
+	uint64_t x = world->seed;
+
+	for (unsigned i = 0; i < world->iterations; i++) {
+		(void)gpas_view_write(world->view, at(next_gpa(world, &x)),
+				      world->buffer, world->block, NULL);
+	}
+	return x;
+}
+
 /* ---- Worlds -------------------------------------------------------------- */
 
 double world_time(struct world *world, world_loop *run)

@@ -51,6 +51,7 @@ world_loop loop_copy_out, loop_copy_in;
 world_loop loop_translate, loop_translate_all, loop_load, loop_store;
 world_loop loop_read_blocks, loop_write_blocks;
 /* By the view. */
-world_loop loop_translate_view, loop_load_view, loop_store_view, loop_read_view;
+world_loop loop_translate_view, loop_load_view, loop_store_view;
+world_loop loop_read_view, loop_write_view;
 
 #endif
