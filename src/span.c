@@ -145,30 +145,47 @@ static void list_remove(struct span_set *set, struct span *span)
 	set->count--;
 }
 
-int span_insert(struct span_set *set, struct span *span)
+/*
+ * The way to where a span that starts at @start belongs, to an empty link, and
+ * its neighbours if it overlaps nothing. Chance decides the side here as well.
+ */
+static void find_place(struct span_set *set, uint64_t start, struct path *path,
+		       struct span **ret_prev, struct span **ret_next)
 {
-	struct path path = { .length = 0 };
 	struct span **link = &set->root;
 	struct span *prev = NULL;
 	struct span *next = NULL;
+	struct span *node;
 
-	/* A span that overlaps the new one can be on neither side of a node
-	 * that the new one passes, so the descent meets it. */
-	while (*link != NULL) {
-		struct span *node = *link;
+	path->length = 0;
+	while ((node = *link) != NULL) {
+		bool below = start < node->end;
 
-		path_push(&path, link);
-		if (span->end <= node->start) {
-			next = node;
-			link = &node->child[0];
-		} else if (span->start >= node->end) {
-			prev = node;
-			link = &node->child[1];
-		} else {
-			return -EEXIST;
-		}
+		__builtin_prefetch(node->child[0]);
+		__builtin_prefetch(node->child[1]);
+		path_push(path, link);
+		next = below ? node : next;
+		prev = below ? prev : node;
+		link = &node->child[!below];
 	}
-	*link = span;
+	path_push(path, link);
+	*ret_prev = prev;
+	*ret_next = next;
+}
+
+int span_insert(struct span_set *set, struct span *span)
+{
+	struct path path;
+	struct span *prev;
+	struct span *next;
+
+	/* Of all that end above its start, next is the lowest: if any overlaps
+	 * it, that one does. */
+	find_place(set, span->start, &path, &prev, &next);
+	if (next != NULL && next->start < span->end) {
+		return -EEXIST;
+	}
+	*path.link[--path.length] = span;
 	span->child[0] = NULL;
 	span->child[1] = NULL;
 	span->height = 1;
@@ -207,9 +224,10 @@ static void replace_by_next(struct path *path, struct span *span)
 
 void span_remove(struct span_set *set, struct span *span)
 {
-	struct path path = { .length = 0 };
+	struct path path;
 	struct span **link = &set->root;
 
+	path.length = 0;
 	while (*link != span) {
 		path_push(&path, link);
 		link = &(*link)->child[span->start > (*link)->start];

@@ -115,9 +115,11 @@ static struct region *new_region(void)
 	return aligned_alloc(alignof(struct region), sizeof(struct region));
 }
 
+/* Those that are not in reserve but merely at hand: as many as an eighth of
+ * those in use, so that mapping and unmapping in turn does not allocate. */
 static void give_spare(struct gpas *space, struct region *region)
 {
-	if (space->spare_count >= SPARE_REGIONS) {
+	if (space->spare_count >= SPARE_REGIONS + space->regions.count / 8) {
 		free(region);
 		return;
 	}
@@ -186,7 +188,8 @@ int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
 	if (ensure_changes(space, 1) != 0) {
 		return -ENOMEM;
 	}
-	region = new_region();
+	region = space->spare_count > SPARE_REGIONS ? take_spare(space)
+						    : new_region();
 	if (region == NULL) {
 		return -ENOMEM;
 	}
@@ -196,7 +199,7 @@ int txn_insert(struct gpas *space, struct backing *backing, uint64_t start,
 		.prot = prot,
 	};
 	if (span_insert(&space->regions, &region->span) != 0) {
-		free(region);
+		give_spare(space, region);
 		return -EEXIST;
 	}
 	note(space, (struct change){ CHANGE_INSERT, .region = region });
