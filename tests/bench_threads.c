@@ -137,6 +137,10 @@ static void bench_pair(struct bench *bench, struct team *team, const char *what)
 	struct bench_row rows[3] = { 0 };
 	char names[3][96];
 
+	if (CPU_COUNT(&bench->cpus) < 2) {
+		bench_skip(bench, what, "there is one CPU");
+		return;
+	}
 	for (unsigned n = 0; n < bench->repetitions; n++) {
 		double alone;
 
@@ -215,9 +219,7 @@ void bench_threads(struct bench *bench)
 			.run = ways[i].run,
 		};
 
-		if (CPU_COUNT(&bench->cpus) < 2) {
-			bench_skip(bench, ways[i].name, "there is one CPU");
-		} else if (i < 2) {
+		if (ways[i].run != loop_load_bare) {
 			bench_pair(bench, &team, ways[i].name);
 		}
 		team.disjoint = false;
