@@ -8,7 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define ITERATIONS 2000000
+#define ITERATIONS 1000000
 #define SET	   MIB
 /* Where the writer works: beside what is read. */
 #define ELSEWHERE (2 * TIB)
@@ -166,7 +166,10 @@ static void bench_pair(struct bench *bench, struct team *team, const char *what)
 		rows[i].unit = "ns";
 		rows[i].against = "one thread alone";
 		rows[i].about = BENCH_SPEED;
-		rows[i].target = i == 2 ? 0.9 : 1.9;
+		/* The bare walk shows what the machine has to give. */
+		if (team->run != loop_load_bare) {
+			rows[i].target = i == 2 ? 0.9 : 1.9;
+		}
 		bench_report(bench, &rows[i]);
 	}
 }
@@ -211,7 +214,7 @@ void bench_threads(struct bench *bench)
 	world_open(&world, 6);
 	world_map(bench, &world, false);
 	world.mask = (SET - 1) & ~UINT64_C(7);
-	world.iterations = bench->quick ? ITERATIONS / 20 : ITERATIONS;
+	world.iterations = bench->quick ? ITERATIONS / 10 : ITERATIONS;
 	for (size_t i = 0; i < ARRAY_COUNT(ways); i++) {
 		struct team team = {
 			.bench = bench,
@@ -219,9 +222,7 @@ void bench_threads(struct bench *bench)
 			.run = ways[i].run,
 		};
 
-		if (ways[i].run != loop_load_bare) {
-			bench_pair(bench, &team, ways[i].name);
-		}
+		bench_pair(bench, &team, ways[i].name);
 		team.disjoint = false;
 		bench_more(bench, &team, ways[i].name);
 	}
