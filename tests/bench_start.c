@@ -218,6 +218,7 @@ static void bench_hello(struct bench *bench)
 		elapsed = time_process(run, &report);
 		series_add(&whole.figure, elapsed);
 		count = read_phases(report.text, phases);
+		bench_must(count == 0 ? -EBADMSG : 0, "the phases in --stats");
 		series_add(&entry.figure, before_entry(elapsed, phases, count));
 	}
 	bench_report(bench, &process);
