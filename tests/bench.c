@@ -313,7 +313,7 @@ void bench_point(struct bench *bench, const struct bench_curve *curve, double x,
 	printf("%s  ", number(series_min(series)).text);
 	(void)fflush(stdout);
 	if (bench->json != NULL) {
-		(void)fprintf(bench->json, "%s [%.6g, %.6g, %.6g]",
+		(void)fprintf(bench->json, "%s [%.0f, %.6g, %.6g]",
 			      bench->in_curve ? "," : "", x, series_min(series),
 			      series_median(series));
 	}
