@@ -298,7 +298,7 @@ int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
 	struct reader *reader = reader_get_quickly(&space->readers);
 	const void *host = NULL;
 
-	if (reader != NULL && size <= CHUNK_BYTES) {
+	if (reader != NULL && size - 1 < CHUNK_BYTES) {
 		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_READ,
 				     size);
 	}
@@ -324,7 +324,7 @@ int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
 	struct reader *reader = reader_get_quickly(&space->readers);
 	void *host = NULL;
 
-	if (reader != NULL && size <= CHUNK_BYTES) {
+	if (reader != NULL && size - 1 < CHUNK_BYTES) {
 		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_WRITE,
 				     size);
 	}

@@ -84,7 +84,7 @@ int gpas_view_read(struct gpas_view *view, gpas_gpa gpa, void *buffer,
 {
 	const void *host = NULL;
 
-	if (size <= GPAS_PAGE_BYTES) {
+	if (size - 1 < GPAS_PAGE_BYTES) {
 		host = reach(view, gpa.value, GPAS_PROT_READ, size);
 	}
 	if (host == NULL) {
@@ -103,7 +103,7 @@ int gpas_view_write(struct gpas_view *view, gpas_gpa gpa, const void *buffer,
 {
 	void *host = NULL;
 
-	if (size <= GPAS_PAGE_BYTES) {
+	if (size - 1 < GPAS_PAGE_BYTES) {
 		host = reach(view, gpa.value, GPAS_PROT_WRITE, size);
 	}
 	if (host == NULL) {

@@ -11,8 +11,13 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "fail.h"
 
@@ -664,6 +669,83 @@ static void atomics_are_refused(void **state)
 	assert_int_equal(value, 55);
 }
 
+/* ---- signal handlers ----------------------------------------------------- */
+
+/* Memory that a reader stumbles over, and what goes on meanwhile. */
+static struct {
+	struct gpas *space;
+	void *host;
+	unsigned calls;
+	int err;
+	uint64_t value;
+	atomic_bool inside;
+	atomic_bool removed; /* gpas_unmap has returned */
+	bool too_early;
+} stumble;
+
+static void read_in_handler(int signal)
+{
+	struct gpas_translation t;
+
+	(void)signal;
+	stumble.calls++;
+	stumble.err = gpas_load(stumble.space, at(MIB), 8, &stumble.value);
+	stumble.inside = true;
+	while (gpas_translate(stumble.space, at(0), 0, 1, &t) == 0) {
+		sched_yield();
+	}
+	/* It is out of the table; but whoever removes it waits for this thread,
+	 * however often the handler has been in and out. */
+	for (unsigned i = 0; i < 1000; i++) {
+		sched_yield();
+	}
+	stumble.too_early = stumble.removed;
+	(void)mprotect(stumble.host, PAGE, PROT_READ | PROT_WRITE);
+}
+
+static void *remove_under_handler(void *arg)
+{
+	while (!stumble.inside) {
+		sched_yield();
+	}
+	(void)gpas_unmap(stumble.space, at(0), PAGE);
+	stumble.removed = true;
+	return arg;
+}
+
+/* The thread is inside, announced, when the signal comes. */
+static void a_handler_may_read_what_its_thread_is_reading(void **state)
+{
+	struct sigaction act = { .sa_handler = read_in_handler };
+	struct fixture *fixture = *state;
+	struct gpas *space = fixture_space(state, GIB);
+	struct sigaction before;
+	pthread_t thread;
+	uint64_t value = 1;
+
+	fixture->threads = true;
+	stumble.space = space;
+	stumble.host =
+		mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(stumble.host, MAP_FAILED);
+	assert_int_equal(
+		gpas_map_linear(space, at(0), PAGE, stumble.host, RW, NULL), 0);
+	assert_int_equal(gpas_map_alloc(space, at(MIB), PAGE, RW, NULL), 0);
+	assert_int_equal(gpas_store(space, at(MIB), 8, 7), 0);
+	assert_int_equal(
+		pthread_create(&thread, NULL, remove_under_handler, NULL), 0);
+	assert_int_equal(sigaction(SIGSEGV, &act, &before), 0);
+	assert_int_equal(gpas_load(space, at(0), 8, &value), 0);
+	assert_int_equal(sigaction(SIGSEGV, &before, NULL), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(value, 0);
+	assert_int_equal(stumble.calls, 1);
+	assert_int_equal(stumble.err, 0);
+	assert_int_equal(stumble.value, 7);
+	assert_false(stumble.too_early);
+	munmap(stumble.host, PAGE);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -684,6 +766,7 @@ int main(void)
 		fixture_test(atomics_have_their_width),
 		fixture_test(comparing_and_exchanging_tells_what_it_saw),
 		fixture_test(atomics_are_refused),
+		fixture_test(a_handler_may_read_what_its_thread_is_reading),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fail.h"
 
@@ -670,11 +671,94 @@ static void devices_outlive_their_accesses(void **state)
 	assert_true(shared.calls > 0);
 }
 
+/* ---- more readers than have a place of their own ------------------------- */
+
+#define CROWD 80
+#define BUSY  8 /* of those that come last, and find no place */
+
+struct crowd {
+	struct stage stage;
+	char *hosts[2];
+	atomic_uint arrived;
+};
+
+/* All of the page is what one of the two holds while it is mapped. */
+static void *read_in_a_crowd(void *ctx)
+{
+	struct crowd *crowd = ctx;
+	struct stage *stage = &crowd->stage;
+	unsigned number = stage->next_thread++;
+	char page[PAGE];
+
+	do {
+		int err = gpas_read(stage->space, at(MIB), page, PAGE, NULL);
+
+		check_result(stage, err, __LINE__);
+		if (err == 0 && ((page[0] != 1 && page[0] != 2) ||
+				 memcmp(page, page + 1, PAGE - 1) != 0)) {
+			report(stage, __LINE__, (uint64_t)page[0]);
+		}
+		crowd->arrived++;
+		if (number % CROWD < CROWD - BUSY) {
+			(void)usleep(100);
+		}
+	} while (!stage->stop);
+	return NULL;
+}
+
+/* Maps one page and the other in turn; what is not mapped is poisoned. */
+static void change_under_a_crowd(struct crowd *crowd, unsigned turn)
+{
+	char *host = crowd->hosts[turn % 2];
+
+	memset(host, (int)(turn % 2 + 1), PAGE);
+	assert_int_equal(gpas_map_linear(crowd->stage.space, at(MIB), PAGE,
+					 host, RW, NULL),
+			 0);
+	sched_yield();
+	assert_int_equal(gpas_unmap(crowd->stage.space, at(MIB), PAGE), 0);
+	memset(host, POISON, PAGE);
+}
+
+/* Twice, so that threads come after others that had places. */
+static void a_crowd_of_readers_sees_nothing_that_is_gone(void **state)
+{
+	struct gpas_memory *memory;
+	struct crowd crowd;
+	pthread_t threads[CROWD];
+
+	open_stage(state, &crowd.stage, GIB);
+	assert_int_equal(gpas_memory_create(2 * PAGE, NULL, &memory), 0);
+	crowd.hosts[0] = gpas_memory_host(memory);
+	crowd.hosts[1] = crowd.hosts[0] + PAGE;
+	for (unsigned wave = 0; wave < 2; wave++) {
+		crowd.arrived = 0;
+		crowd.stage.stop = false;
+		for (unsigned i = 0; i < CROWD; i++) {
+			assert_int_equal(pthread_create(&threads[i], NULL,
+							read_in_a_crowd,
+							&crowd),
+					 0);
+		}
+		for (unsigned turn = 0;
+		     turn < rounds(1000) || crowd.arrived < 2 * CROWD; turn++) {
+			change_under_a_crowd(&crowd, turn);
+		}
+		crowd.stage.stop = true;
+		for (unsigned i = 0; i < CROWD; i++) {
+			pthread_join(threads[i], NULL);
+		}
+		assert_int_equal(crowd.stage.wrong_line, 0);
+	}
+	gpas_memory_put(memory);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		fixture_test(readers_never_see_what_is_gone),
 		fixture_test(readers_never_see_what_a_group_removed),
+		fixture_test(a_crowd_of_readers_sees_nothing_that_is_gone),
 		fixture_test(a_granule_is_provided_once),
 		fixture_test(first_touches_lose_no_store),
 		fixture_test(writers_take_turns),

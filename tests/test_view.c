@@ -260,6 +260,94 @@ static void a_group_is_seen_as_it_grows(void **state)
 	gpas_view_close(view);
 }
 
+/* Addresses that a reader can only remember one of, by nodes of either level,
+ * each with memory of its own. */
+static void what_is_remembered_gives_way(void **state)
+{
+	static const uint64_t gpas[] = {
+		0,
+		PAGE,
+		2 * MIB,
+		GIB,
+		GIB + PAGE,
+		2 * GIB,
+		64 * GIB,
+		64 * GIB + PAGE,
+		65 * GIB,
+		128 * GIB + PAGE,
+		4096 * GIB,
+		4097 * GIB,
+		128 * GIB,
+		4096 * GIB + PAGE,
+		64 * GIB + 2 * MIB,
+	};
+	struct gpas *space = fixture_space(state, 8 * TIB);
+	struct gpas_view *view = view_of(space);
+	uint64_t random = 5;
+
+	for (size_t i = 0; i < ARRAY_COUNT(gpas); i++) {
+		assert_int_equal(
+			gpas_map_alloc(space, at(gpas[i]), PAGE, RW, NULL), 0);
+		assert_int_equal(gpas_store(space, at(gpas[i]), 8, i + 1), 0);
+	}
+	for (unsigned n = 0; n < 2000; n++) {
+		size_t i = next_random(&random) % ARRAY_COUNT(gpas);
+		uint64_t value = 0;
+
+		assert_int_equal(gpas_view_load(view, at(gpas[i]), 8, &value),
+				 0);
+		assert_int_equal(value, i + 1);
+		assert_int_equal(gpas_load(space, at(gpas[i]), 8, &value), 0);
+		assert_int_equal(value, i + 1);
+		same_translation(space, view, gpas[i], RW, PAGE);
+	}
+	gpas_view_close(view);
+}
+
+/*
+ * Views that sleep while so many epochs go by that what tells old from new
+ * comes round. Each looks again a little later than the one before; one of them
+ * just when it must not believe what it remembers.
+ */
+#define ROUND  (UINT64_C(1) << 20)
+#define SLEEPY 64
+
+static void a_view_that_slept_remembers_nothing(void **state)
+{
+	struct gpas *space = fixture_space(state, GIB);
+	struct gpas_view *views[SLEEPY];
+	uint64_t value = 0;
+
+	assert_int_equal(gpas_map_alloc(space, at(0), PAGE, RW, NULL), 0);
+	assert_int_equal(gpas_map_alloc(space, at(64 * MIB), PAGE, RW, NULL),
+			 0);
+	for (unsigned i = 0; i < SLEEPY; i++) {
+		views[i] = view_of(space);
+		assert_int_equal(
+			gpas_view_load(views[i], at(64 * MIB), 8, &value), 0);
+	}
+	/* What they remember was freed, and is used again elsewhere. */
+	assert_int_equal(gpas_unmap(space, at(64 * MIB), 2 * MIB), 0);
+	assert_int_equal(gpas_map_alloc(space, at(192 * MIB), PAGE, RW, NULL),
+			 0);
+	assert_int_equal(gpas_begin(space), 0);
+	for (uint64_t n = 0; n < ROUND + SLEEPY / 2; n++) {
+		/* Nothing is there, but each step of a group is a new epoch. */
+		assert_int_equal(gpas_unmap(space, at(128 * MIB), PAGE), 0);
+		if (n >= ROUND - SLEEPY / 2) {
+			unsigned i = (unsigned)(n - (ROUND - SLEEPY / 2));
+
+			assert_int_equal(gpas_view_load(views[i], at(64 * MIB),
+							8, &value),
+					 -ENOENT);
+		}
+	}
+	assert_int_equal(gpas_commit(space), 0);
+	for (unsigned i = 0; i < SLEEPY; i++) {
+		gpas_view_close(views[i]);
+	}
+}
+
 static void views_refuse_what_the_space_refuses(void **state)
 {
 	struct gpas *space = fixture_space(state, GIB);
@@ -304,6 +392,8 @@ int main(void)
 		fixture_test(what_is_remembered_is_forgotten_in_time),
 		fixture_test(an_abort_is_seen),
 		fixture_test(a_group_is_seen_as_it_grows),
+		fixture_test(what_is_remembered_gives_way),
+		fixture_test(a_view_that_slept_remembers_nothing),
 		fixture_test(views_refuse_what_the_space_refuses),
 	};
 
