@@ -21,6 +21,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -211,6 +212,7 @@ static void echo(void)
 static void end(const char *how)
 {
 	sync();
+	tcdrain(1); /* or the kernel's last words come in between */
 	if (strcmp(how, "reboot") == 0) {
 		reboot(RB_AUTOBOOT);
 	} else if (strcmp(how, "panic") == 0) {
