@@ -152,10 +152,10 @@ static uint64_t trap_ns(struct mirror *mirror, uint64_t size)
 }
 
 /* A KVM that shadows page tables clears bookkeeping for each page of a slot:
- * a trap of this size takes 20 times what one of a page does, where
+ * a trap of this size takes 10 times what one of a page does, where
  * elsewhere it is once or twice. */
-#define SIZED_PROBE_BYTES (UINT64_C(1) << 30)
-#define SIZED_PROBE_RATIO 6
+#define SIZED_PROBE_BYTES (UINT64_C(512) << 20)
+#define SIZED_PROBE_RATIO 5
 
 /*
  * Chooses how large traps are, so that replacing one costs little: in small
@@ -241,7 +241,10 @@ static int choose_lazy(struct gpas *space, struct mirror *mirror,
 			       "no address space for a trap's inaccessible "
 			       "host range");
 	} else {
+		uint64_t begun = clock_ns();
+
 		err = probe_trap(mirror, reason, size);
+		count(&space->stats.kvm_ns, clock_ns() - begun);
 	}
 	if (err == 0) {
 		mirror->lazy = GPAS_LAZY_TRAP;
