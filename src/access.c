@@ -57,9 +57,9 @@ static inline struct pt_found find_leaf(const struct gpas *space,
 	return found;
 }
 
-bool translate_leaves(const struct gpas *space, struct reader *reader,
-		      uint64_t gpa, unsigned access, uint64_t limit,
-		      struct gpas_translation *ret)
+static bool translate_leaves(const struct gpas *space, struct reader *reader,
+			     uint64_t gpa, unsigned access, uint64_t limit,
+			     struct gpas_translation *ret)
 {
 	struct pt_found leaf = find_leaf(space, reader, gpa);
 	uint64_t size = 0;
@@ -69,12 +69,16 @@ bool translate_leaves(const struct gpas *space, struct reader *reader,
 				    limit);
 	}
 	reader_leave(reader);
+	if (size != 0 &&
+	    !pt_has_prot(space->table, &reader->shortcuts, leaf.entry)) {
+		pt_note_prot(space->table, &reader->shortcuts, leaf.entry);
+	}
 	return size != 0 &&
 	       translate_from(space, reader, leaf, gpa, access, size, ret);
 }
 
-void *reach_leaf(const struct gpas *space, struct reader *reader, uint64_t gpa,
-		 unsigned access, uint64_t size)
+static void *reach_leaf(const struct gpas *space, struct reader *reader,
+			uint64_t gpa, unsigned access, uint64_t size)
 {
 	struct pt_found leaf = find_leaf(space, reader, gpa);
 
@@ -111,10 +115,9 @@ static int translate_extent(struct gpas *space, uint64_t gpa, unsigned access,
 	return 0;
 }
 
-/* @reader: this thread's, or NULL if it was not at hand. */
-static __attribute__((noinline)) int translate_slowly(
-	struct gpas *space, struct reader *reader, uint64_t gpa,
-	unsigned access, uint64_t limit, struct gpas_translation *ret)
+int translate_slowly(struct gpas *space, struct reader *reader, uint64_t gpa,
+		     unsigned access, uint64_t limit,
+		     struct gpas_translation *ret)
 {
 	if (limit == 0 || access > GPAS_PROT_RWX) {
 		return -EINVAL;
@@ -266,13 +269,16 @@ static int transfer(struct gpas *space, gpas_gpa gpa, size_t size,
 	return err;
 }
 
-/* What does not fit into one page, or is not at hand. */
-static int transfer_slowly(struct gpas *space, gpas_gpa gpa, size_t size,
+/* By one leaf if that has all of it, with @reader or else the thread's own. */
+static int transfer_slowly(struct gpas *space, struct reader *reader,
+			   gpas_gpa gpa, size_t size,
 			   const struct transfer *job, size_t *done)
 {
-	struct reader *reader = reader_get(&space->readers);
 	void *host = NULL;
 
+	if (reader == NULL) {
+		reader = reader_get(&space->readers);
+	}
 	if (reader != NULL && size - 1 < CHUNK_BYTES) {
 		host = reach_leaf(space, reader, gpa.value, job->access, size);
 	}
@@ -287,23 +293,42 @@ static int transfer_slowly(struct gpas *space, gpas_gpa gpa, size_t size,
 	return 0;
 }
 
-int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
-	      size_t *done)
+int read_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		void *buffer, size_t size, size_t *done)
 {
 	struct transfer read = {
 		.kind = TRANSFER_READ,
 		.access = GPAS_PROT_READ,
 		.buffer = buffer,
 	};
+
+	return transfer_slowly(space, reader, gpa, size, &read, done);
+}
+
+int write_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		 const void *buffer, size_t size, size_t *done)
+{
+	struct transfer write = {
+		.kind = TRANSFER_WRITE,
+		.access = GPAS_PROT_WRITE,
+		.buffer = (uint8_t *)(uintptr_t)buffer, /* only read from */
+	};
+
+	return transfer_slowly(space, reader, gpa, size, &write, done);
+}
+
+int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
+	      size_t *done)
+{
 	struct reader *reader = reader_get_quickly(&space->readers);
 	const void *host = NULL;
 
-	if (reader != NULL && size - 1 < CHUNK_BYTES) {
+	if (reader != NULL && size - 1 < QUICK_BYTES) {
 		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_READ,
 				     size);
 	}
 	if (host == NULL) {
-		return transfer_slowly(space, gpa, size, &read, done);
+		return read_slowly(space, reader, gpa, buffer, size, done);
 	}
 	memcpy(buffer, host, size);
 	reader_leave(reader);
@@ -316,20 +341,15 @@ int gpas_read(struct gpas *space, gpas_gpa gpa, void *buffer, size_t size,
 int gpas_write(struct gpas *space, gpas_gpa gpa, const void *buffer,
 	       size_t size, size_t *done)
 {
-	struct transfer write = {
-		.kind = TRANSFER_WRITE,
-		.access = GPAS_PROT_WRITE,
-		.buffer = (uint8_t *)(uintptr_t)buffer, /* only read from */
-	};
 	struct reader *reader = reader_get_quickly(&space->readers);
 	void *host = NULL;
 
-	if (reader != NULL && size - 1 < CHUNK_BYTES) {
+	if (reader != NULL && size - 1 < QUICK_BYTES) {
 		host = reach_quickly(space, reader, gpa.value, GPAS_PROT_WRITE,
 				     size);
 	}
 	if (host == NULL) {
-		return transfer_slowly(space, gpa, size, &write, done);
+		return write_slowly(space, reader, gpa, buffer, size, done);
 	}
 	memcpy(host, buffer, size);
 	reader_leave(reader);
@@ -437,16 +457,18 @@ static bool compare_exchange(void *host, unsigned width, uint64_t *expected,
 	}
 }
 
-static __attribute__((noinline)) int load_slowly(struct gpas *space,
-						 gpas_gpa gpa, unsigned width,
-						 uint64_t *value)
+int load_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		unsigned width, uint64_t *value)
 {
-	struct reader *reader = reader_get(&space->readers);
 	struct announced announced = { .reader = reader };
 	const void *host = NULL;
 	struct gpas_extent extent;
 	int err = check_atomic(gpa, width);
 
+	if (reader == NULL) {
+		reader = reader_get(&space->readers);
+		announced.reader = reader;
+	}
 	if (err == 0 && reader != NULL) {
 		host = reach_leaf(space, reader, gpa.value, GPAS_PROT_READ,
 				  width);
@@ -454,7 +476,7 @@ static __attribute__((noinline)) int load_slowly(struct gpas *space,
 	if (err == 0 && host == NULL) {
 		err = reach(space, gpa.value, GPAS_PROT_READ, width, &extent,
 			    &announced);
-		host = gpas_hva_pointer(extent.host);
+		host = err == 0 ? gpas_hva_pointer(extent.host) : NULL;
 	}
 	if (err == 0) {
 		*value = load_atomic(host, width);
@@ -474,23 +496,25 @@ int gpas_load(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t *value)
 				     0);
 	}
 	if (host == NULL) {
-		return load_slowly(space, gpa, width, value);
+		return load_slowly(space, reader, gpa, width, value);
 	}
 	*value = load_atomic(host, width);
 	reader_leave(reader);
 	return 0;
 }
 
-static __attribute__((noinline)) int store_slowly(struct gpas *space,
-						  gpas_gpa gpa, unsigned width,
-						  uint64_t value)
+int store_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		 unsigned width, uint64_t value)
 {
-	struct reader *reader = reader_get(&space->readers);
 	struct announced announced = { .reader = reader };
 	void *host = NULL;
 	struct gpas_extent extent;
 	int err = check_atomic(gpa, width);
 
+	if (reader == NULL) {
+		reader = reader_get(&space->readers);
+		announced.reader = reader;
+	}
 	if (err == 0 && reader != NULL) {
 		host = reach_leaf(space, reader, gpa.value, GPAS_PROT_WRITE,
 				  width);
@@ -498,7 +522,7 @@ static __attribute__((noinline)) int store_slowly(struct gpas *space,
 	if (err == 0 && host == NULL) {
 		err = reach(space, gpa.value, GPAS_PROT_WRITE, width, &extent,
 			    &announced);
-		host = gpas_hva_pointer(extent.host);
+		host = err == 0 ? gpas_hva_pointer(extent.host) : NULL;
 	}
 	if (err == 0) {
 		store_atomic(host, width, value);
@@ -518,7 +542,7 @@ int gpas_store(struct gpas *space, gpas_gpa gpa, unsigned width, uint64_t value)
 				     0);
 	}
 	if (host == NULL) {
-		return store_slowly(space, gpa, width, value);
+		return store_slowly(space, reader, gpa, width, value);
 	}
 	store_atomic(host, width, value);
 	reader_leave(reader);

@@ -104,18 +104,20 @@ static inline bool pt_grants(const struct gpas_pgtable *table, uint64_t entry,
 	return format_holds(table->grants[access], entry);
 }
 
-/* The permission of a leaf. Leaves of one permission come in long runs, so the
- * last one's is remembered. */
-static inline unsigned pt_prot(const struct gpas_pgtable *table,
-			       struct pt_shortcuts *shortcuts, uint64_t leaf)
+/* Whether the leaf has the permission that shortcuts->prot says. Leaves of one
+ * permission come in long runs, so the last one's is remembered. */
+static inline bool pt_has_prot(const struct gpas_pgtable *table,
+			       const struct pt_shortcuts *shortcuts,
+			       uint64_t leaf)
 {
-	uint64_t attr = leaf & ~table->format.addr_mask;
+	return (leaf & ~table->format.addr_mask) == shortcuts->attr;
+}
 
-	if (__builtin_expect(attr != shortcuts->attr, 0)) {
-		shortcuts->prot = format_prot(&table->format, leaf);
-		shortcuts->attr = attr;
-	}
-	return shortcuts->prot;
+static inline void pt_note_prot(const struct gpas_pgtable *table,
+				struct pt_shortcuts *shortcuts, uint64_t leaf)
+{
+	shortcuts->prot = format_prot(&table->format, leaf);
+	shortcuts->attr = leaf & ~table->format.addr_mask;
 }
 
 /* How many bytes there are from @gpa to the end of the leaf. */

@@ -10,6 +10,9 @@
 
 #include "space.h"
 
+/* The most that is copied the quick way. */
+#define QUICK_BYTES GPAS_PAGE_BYTES
+
 /* Enters and finds the leaf at @gpa; false: there is no quick way. What is not
  * of this epoch may be freed: it is not even looked at. */
 static inline bool enter_quickly(const struct gpas *space,
@@ -45,13 +48,15 @@ static inline void *reach_quickly(const struct gpas *space,
 	return NULL;
 }
 
-/* Answers from the leaf. False: it does not suffice, and *@ret is as it was. */
+/* Answers from a leaf that has the permission that is remembered. False: it
+ * does not grant @access, and *@ret is as it was. */
 static inline bool translate_from(const struct gpas *space,
-				  struct reader *reader, struct pt_found leaf,
-				  uint64_t gpa, unsigned access, uint64_t size,
+				  const struct reader *reader,
+				  struct pt_found leaf, uint64_t gpa,
+				  unsigned access, uint64_t size,
 				  struct gpas_translation *ret)
 {
-	unsigned prot = pt_prot(space->table, &reader->shortcuts, leaf.entry);
+	unsigned prot = reader->shortcuts.prot;
 
 	if (__builtin_expect((access & ~prot) != 0, 0)) {
 		return false;
@@ -73,16 +78,29 @@ static inline bool translate_quickly(const struct gpas *space,
 
 	reader_leave(reader);
 	return __builtin_expect(found && leaf.entry != 0 &&
+					pt_has_prot(space->table,
+						    &reader->shortcuts,
+						    leaf.entry) &&
 					limit <= pt_left(leaf, gpa),
 				1) &&
 	       translate_from(space, reader, leaf, gpa, access, limit, ret);
 }
 
-/* These forget and walk where they have to. */
-bool translate_leaves(const struct gpas *space, struct reader *reader,
-		      uint64_t gpa, unsigned access, uint64_t limit,
-		      struct gpas_translation *ret);
-void *reach_leaf(const struct gpas *space, struct reader *reader, uint64_t gpa,
-		 unsigned access, uint64_t size);
+/*
+ * What the calls come to where that does not suffice: @reader forgets and walks
+ * as it has to, and lazy memory is populated. Arguments may still be bad.
+ * @reader may be NULL: this thread's, if it is to have one.
+ */
+int translate_slowly(struct gpas *space, struct reader *reader, uint64_t gpa,
+		     unsigned access, uint64_t limit,
+		     struct gpas_translation *ret);
+int read_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		void *buffer, size_t size, size_t *done);
+int write_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		 const void *buffer, size_t size, size_t *done);
+int load_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		unsigned width, uint64_t *value);
+int store_slowly(struct gpas *space, struct reader *reader, gpas_gpa gpa,
+		 unsigned width, uint64_t value);
 
 #endif

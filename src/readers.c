@@ -12,12 +12,12 @@
 #define READER_BYTES (3 * GPAS_PAGE_BYTES)
 
 /* How many places a thread may have. */
-#define MAX_PROBES 4u
+#define MAX_PROBES 8u
 
 _Static_assert(sizeof(struct reader) <= READER_BYTES, "it fits");
-_Static_assert(READER_PLACES == 64, "a bit each, and the top 6 bits of a hash");
+_Static_assert(READER_PLACES == 64, "a bit each, and 6 bits of a hash");
 
-_Thread_local const char reader_identity;
+_Thread_local unsigned char reader_hint;
 
 /* Registering twice is harmless, and a child of fork() has to. */
 static bool register_membarrier(void)
@@ -34,32 +34,29 @@ static bool membarrier(void)
 
 /* ---- A thread's own reader ----------------------------------------------- */
 
+/* Where to look for a thread. Identities are addresses far apart: the product's
+ * top bits tell them apart. */
 static unsigned probe_place(uintptr_t self, unsigned probe)
 {
-	return (reader_place(self) + probe) % READER_PLACES;
+	uint64_t hash = (self >> 6) * UINT64_C(0x9e3779b97f4a7c15) >> 58;
+
+	return ((unsigned)hash + probe) % READER_PLACES;
 }
 
-/* Finds what this thread was given. *@vacant: the first place in its way that
- * is not taken, if it was given none. */
-static struct reader *find_given(struct readers *readers, uintptr_t self,
-				 _Atomic(struct reader *) **vacant)
+/* Finds the place of what this thread was given, or else the first in its way
+ * that is vacant. READER_PLACES: neither. */
+static unsigned find_place(struct readers *readers, uintptr_t self)
 {
-	*vacant = NULL;
 	for (unsigned probe = 0; probe < MAX_PROBES; probe++) {
-		_Atomic(struct reader *) *place =
-			&readers->places[probe_place(self, probe)];
-		struct reader *reader =
-			atomic_load_explicit(place, memory_order_acquire);
+		unsigned place = probe_place(self, probe);
+		const struct reader *reader = atomic_load_explicit(
+			&readers->places[place], memory_order_acquire);
 
-		if (reader == NULL) {
-			*vacant = place;
-			return NULL;
-		}
-		if (reader->owner == self) {
-			return reader;
+		if (reader == NULL || reader->owner == self) {
+			return place;
 		}
 	}
-	return NULL;
+	return READER_PLACES;
 }
 
 static struct reader *create_reader(struct readers *readers, uintptr_t self)
@@ -83,33 +80,48 @@ static struct reader *create_reader(struct readers *readers, uintptr_t self)
 	return reader;
 }
 
-struct reader *reader_get(struct readers *readers)
+/* Puts a new reader of this thread into a vacant place. */
+static struct reader *take_place(struct readers *readers, uintptr_t self,
+				 unsigned place)
 {
-	uintptr_t self = reader_self();
-	_Atomic(struct reader *) *vacant;
-	struct reader *reader = find_given(readers, self, &vacant);
+	struct reader *reader = create_reader(readers, self);
 	struct reader *none = NULL;
 
-	if (reader != NULL) {
-		return reader_is_inside(reader) ? NULL : reader;
-	}
-	if (vacant == NULL) {
-		return NULL;
-	}
-	reader = create_reader(readers, self);
 	if (reader == NULL) {
 		return NULL;
 	}
-	atomic_fetch_or_explicit(&readers->taken,
-				 UINT64_C(1) << (vacant - readers->places),
+	atomic_fetch_or_explicit(&readers->taken, UINT64_C(1) << place,
 				 memory_order_seq_cst);
-	if (!atomic_compare_exchange_strong(vacant, &none, reader)) {
+	if (!atomic_compare_exchange_strong(&readers->places[place], &none,
+					    reader)) {
 		/* Somebody was faster; the next call looks again. */
 		munmap(reader, READER_BYTES);
 		return NULL;
 	}
 	/* A writer that sees no bit or no reader has stored before this. */
 	atomic_thread_fence(memory_order_seq_cst);
+	return reader;
+}
+
+struct reader *reader_get(struct readers *readers)
+{
+	uintptr_t self = reader_self();
+	unsigned place = find_place(readers, self);
+	struct reader *reader;
+
+	if (place == READER_PLACES) {
+		return NULL;
+	}
+	reader = atomic_load_explicit(&readers->places[place],
+				      memory_order_acquire);
+	if (reader == NULL) {
+		reader = take_place(readers, self, place);
+	} else if (reader->owner != self || reader_is_inside(reader)) {
+		return NULL;
+	}
+	if (reader != NULL) {
+		reader_hint = (unsigned char)place;
+	}
 	return reader;
 }
 

@@ -12,7 +12,7 @@
  * is made by the writer, who begins a new epoch, has every thread of the
  * process execute a barrier, by membarrier(2), and waits for those who are
  * inside since an earlier epoch. A view holds one; a thread that calls without
- * a view is given one at its first call, found again by the thread's identity.
+ * a view is given one at its first call, and finds it again by its identity.
  *
  * Who has none (the kernel knows no membarrier, there are too many threads, no
  * memory, or a signal handler interrupted its own thread inside) counts itself
@@ -84,20 +84,16 @@ void readers_fini(struct readers *readers);
 
 /* ---- Entering with a reader of one's own --------------------------------- */
 
-/* Never read: its address is a number that no other living thread has. */
-extern _Thread_local const char reader_identity
+/*
+ * Where this thread found its place the last time: a hint, good or bad, for
+ * any space. Its address is a number that no other living thread has.
+ */
+extern _Thread_local unsigned char reader_hint
 	__attribute__((tls_model("initial-exec")));
 
 static inline uintptr_t reader_self(void)
 {
-	return (uintptr_t)&reader_identity;
-}
-
-/* Where to look for a thread first: identities are addresses far apart, so the
- * product's top bits tell them apart. */
-static inline unsigned reader_place(uintptr_t self)
-{
-	return (unsigned)((self >> 6) * UINT64_C(0x9e3779b97f4a7c15) >> 58);
+	return (uintptr_t)&reader_hint;
 }
 
 /* This thread's reader, which is not inside. It may be given one now. NULL: it
@@ -113,11 +109,11 @@ static inline bool reader_is_inside(const struct reader *reader)
 /* The same, or NULL if it takes longer to tell. */
 static inline struct reader *reader_get_quickly(const struct readers *readers)
 {
-	uintptr_t self = reader_self();
 	struct reader *reader = atomic_load_explicit(
-		&readers->places[reader_place(self)], memory_order_acquire);
+		&readers->places[reader_hint % READER_PLACES],
+		memory_order_acquire);
 
-	return reader != NULL && reader->owner == self &&
+	return reader != NULL && reader->owner == reader_self() &&
 			       !reader_is_inside(reader)
 		       ? reader
 		       : NULL;

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Views: a reader of one's own, known without looking for it. Only accesses
- * that one leaf answers are made here; the others, and those that find nothing
- * present, take the plain way.
- */
+/* Views: a reader of one's own, known without looking for it. What takes longer
+ * goes the way that plain calls go. */
 #include "atomic.h"
 #include "reach.h"
 
@@ -49,34 +46,15 @@ void gpas_view_close(struct gpas_view *view)
 int gpas_view_translate(struct gpas_view *view, gpas_gpa gpa, unsigned access,
 			uint64_t limit, struct gpas_translation *ret)
 {
-	struct gpas *space = view->space;
-
-	if (limit == 0 || access > GPAS_PROT_RWX) {
-		return -EINVAL;
-	}
-	if (__builtin_expect(translate_quickly(space, &view->reader, gpa.value,
-					       access, limit, ret),
-			     1) ||
-	    translate_leaves(space, &view->reader, gpa.value, access, limit,
-			     ret)) {
+	if (__builtin_expect(access <= GPAS_PROT_RWX && limit != 0 &&
+				     translate_quickly(view->space,
+						       &view->reader, gpa.value,
+						       access, limit, ret),
+			     1)) {
 		return 0;
 	}
-	return gpas_translate(space, gpa, access, limit, ret);
-}
-
-/* The quick way, or the one that walks; NULL: the plain way. An aligned word
- * ends in no other leaf than it begins in: its size does not matter. */
-static inline void *reach(struct gpas_view *view, uint64_t gpa, unsigned access,
-			  uint64_t size)
-{
-	void *host =
-		reach_quickly(view->space, &view->reader, gpa, access, size);
-
-	if (__builtin_expect(host == NULL, 0)) {
-		host = reach_leaf(view->space, &view->reader, gpa, access,
-				  size);
-	}
-	return host;
+	return translate_slowly(view->space, &view->reader, gpa.value, access,
+				limit, ret);
 }
 
 int gpas_view_read(struct gpas_view *view, gpas_gpa gpa, void *buffer,
@@ -84,11 +62,13 @@ int gpas_view_read(struct gpas_view *view, gpas_gpa gpa, void *buffer,
 {
 	const void *host = NULL;
 
-	if (size - 1 < GPAS_PAGE_BYTES) {
-		host = reach(view, gpa.value, GPAS_PROT_READ, size);
+	if (size - 1 < QUICK_BYTES) {
+		host = reach_quickly(view->space, &view->reader, gpa.value,
+				     GPAS_PROT_READ, size);
 	}
 	if (host == NULL) {
-		return gpas_read(view->space, gpa, buffer, size, done);
+		return read_slowly(view->space, &view->reader, gpa, buffer,
+				   size, done);
 	}
 	memcpy(buffer, host, size);
 	reader_leave(&view->reader);
@@ -103,11 +83,13 @@ int gpas_view_write(struct gpas_view *view, gpas_gpa gpa, const void *buffer,
 {
 	void *host = NULL;
 
-	if (size - 1 < GPAS_PAGE_BYTES) {
-		host = reach(view, gpa.value, GPAS_PROT_WRITE, size);
+	if (size - 1 < QUICK_BYTES) {
+		host = reach_quickly(view->space, &view->reader, gpa.value,
+				     GPAS_PROT_WRITE, size);
 	}
 	if (host == NULL) {
-		return gpas_write(view->space, gpa, buffer, size, done);
+		return write_slowly(view->space, &view->reader, gpa, buffer,
+				    size, done);
 	}
 	memcpy(host, buffer, size);
 	reader_leave(&view->reader);
@@ -120,14 +102,16 @@ int gpas_view_write(struct gpas_view *view, gpas_gpa gpa, const void *buffer,
 int gpas_view_load(struct gpas_view *view, gpas_gpa gpa, unsigned width,
 		   uint64_t *value)
 {
-	const void *host;
+	const void *host = NULL;
 
-	if (check_atomic(gpa, width) != 0) {
-		return -EINVAL;
+	if (check_atomic(gpa, width) == 0) {
+		/* Aligned, so it ends in no other leaf than it begins in. */
+		host = reach_quickly(view->space, &view->reader, gpa.value,
+				     GPAS_PROT_READ, 0);
 	}
-	host = reach(view, gpa.value, GPAS_PROT_READ, 0);
 	if (host == NULL) {
-		return gpas_load(view->space, gpa, width, value);
+		return load_slowly(view->space, &view->reader, gpa, width,
+				   value);
 	}
 	*value = load_atomic(host, width);
 	reader_leave(&view->reader);
@@ -137,14 +121,15 @@ int gpas_view_load(struct gpas_view *view, gpas_gpa gpa, unsigned width,
 int gpas_view_store(struct gpas_view *view, gpas_gpa gpa, unsigned width,
 		    uint64_t value)
 {
-	void *host;
+	void *host = NULL;
 
-	if (check_atomic(gpa, width) != 0) {
-		return -EINVAL;
+	if (check_atomic(gpa, width) == 0) {
+		host = reach_quickly(view->space, &view->reader, gpa.value,
+				     GPAS_PROT_WRITE, 0);
 	}
-	host = reach(view, gpa.value, GPAS_PROT_WRITE, 0);
 	if (host == NULL) {
-		return gpas_store(view->space, gpa, width, value);
+		return store_slowly(view->space, &view->reader, gpa, width,
+				    value);
 	}
 	store_atomic(host, width, value);
 	reader_leave(&view->reader);
