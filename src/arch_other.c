@@ -24,6 +24,12 @@ int arch_fetch(int vcpu_fd, const struct kvm_run *run, struct fetch *ret)
 	return -EOPNOTSUPP;
 }
 
+bool arch_event_pending(int vcpu_fd)
+{
+	(void)vcpu_fd;
+	return false;
+}
+
 int arch_deliver_sysregs(int vm_fd, const struct span_set *claims)
 {
 	(void)vm_fd;

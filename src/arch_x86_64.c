@@ -70,6 +70,15 @@ int arch_fetch(int vcpu_fd, const struct kvm_run *run, struct fetch *ret)
 	return arch_translate(vcpu_fd, ret->pc, &ret->gpa);
 }
 
+bool arch_event_pending(int vcpu_fd)
+{
+	struct kvm_vcpu_events events;
+
+	return ioctl(vcpu_fd, KVM_GET_VCPU_EVENTS, &events) == 0 &&
+	       (events.exception.injected != 0 ||
+		events.interrupt.injected != 0 || events.nmi.injected != 0);
+}
+
 /* ---- Registers ----------------------------------------------------- */
 
 #define BITMAP_BYTES (KVM_MSR_FILTER_MAX_BITMAP_SIZE)

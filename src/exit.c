@@ -2,13 +2,12 @@
 /*
  * What a finished KVM_RUN means for the space.
  *
- * Four facts about KVM shape this file (docs/kvm-notes.md has where each was
+ * Three facts about KVM shape this file (docs/kvm-notes.md has where each was
  * seen). An MMIO exit is completed from the exit's own data and never
  * re-executed, so after populating memory the library itself must carry out
  * exactly the bytes of the exit. A memory-fault exit is re-executed, so memory
- * is repaired and nothing is carried out. An instruction fetch from a hole is
- * reported as a failed emulation, without an address. And a hole that an
- * interrupt's or exception's delivery meets is a failed delivery, repeated too.
+ * is repaired and nothing is carried out. And an instruction fetch from a hole
+ * is reported as a failed emulation, without an address.
  */
 #include "kvm_abi.h"
 #include "space.h"
@@ -303,10 +302,11 @@ static int handle_emulation_error(struct gpas_vcpu *vcpu,
 
 /*
  * KVM had to emulate an access while an event was being delivered, to a stack
- * or descriptor table without a slot, and cannot. It delivers the event once
- * more when entered, so this is repaired as a memory fault is. An emulated
- * processor may claim a delivery that is over: then the access itself is
- * repeated, and is an ordinary exit. Hence a second try for any address.
+ * or descriptor table without a slot, and cannot. Nobody can repair that: KVM
+ * would deliver the event again, find what it remembers of the hole, and enter
+ * the guest for ever, whatever slot there is by then. But an emulated processor
+ * can claim a delivery that is long over. Then nothing is pending: the access
+ * is repeated, finds its memory there, or is an ordinary exit.
  */
 static int handle_delivery_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 {
@@ -316,7 +316,8 @@ static int handle_delivery_error(struct gpas_vcpu *vcpu, struct gpas_exit *exit)
 	int err;
 
 	exit->kind = GPAS_EXIT_OTHER;
-	if (run->internal.ndata < DELIVERY_WORDS || gpa == UINT64_MAX) {
+	if (run->internal.ndata < DELIVERY_WORDS || gpa == UINT64_MAX ||
+	    arch_event_pending(vcpu->fd)) {
 		return 0;
 	}
 	err = fault_resolve(vcpu->space, gpa, 0, 0, &found);

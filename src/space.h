@@ -309,6 +309,10 @@ int dispatch_claim(struct gpas *space, struct resolution *found, void *data,
 
 /* ---- kvm.c and its architecture's file ----------------------------- */
 
+/* Whether KVM delivers an interrupt or exception once more when the vCPU is
+ * entered. False also where KVM cannot say. */
+bool arch_event_pending(int vcpu_fd);
+
 /* Asks KVM to deliver the registers that devices claim. 0 or -errno. */
 int kvm_deliver_sysregs(struct gpas *space);
 int arch_deliver_sysregs(int vm_fd, const struct span_set *claims);

@@ -145,7 +145,8 @@ static int memory_fault(struct fixture *f, uint64_t gpa)
 	return handle(f, -EFAULT);
 }
 
-/* KVM could not emulate an access at @gpa while it delivered an event. */
+/* KVM thinks that it delivers an event, and cannot emulate an access at @gpa.
+ */
 static int delivery_error(struct fixture *f, uint64_t gpa, uint32_t words)
 {
 	f->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
@@ -685,7 +686,7 @@ static void a_failure_without_an_address_is_retried_a_little(void **state)
 
 /* A memory fault's reason is used once: KVM leaves it when the next failure
  * sets none. */
-static void a_failed_delivery_is_repaired(void **state)
+static void an_access_mistaken_for_a_delivery_is_repaired(void **state)
 {
 	struct gpas_map_params lazy = { .lazy = true };
 	uint64_t host = 0;
@@ -715,7 +716,7 @@ static void a_failed_delivery_is_repaired(void **state)
 	finish(&f);
 }
 
-static void other_failed_deliveries_are_tried_again(void **state)
+static void other_accesses_mistaken_so_are_tried_again(void **state)
 {
 	static const enum kind kinds[] = { DEVICE, PRESENT, NO_ACCESS, HOLE };
 	struct gpas_backend backend = { .populate = populate_nothing };
@@ -1001,8 +1002,8 @@ int main(void)
 		cmocka_unit_test(one_fault_is_not_repeated_for_ever),
 		cmocka_unit_test(
 			a_failure_without_an_address_is_retried_a_little),
-		cmocka_unit_test(a_failed_delivery_is_repaired),
-		cmocka_unit_test(other_failed_deliveries_are_tried_again),
+		cmocka_unit_test(an_access_mistaken_for_a_delivery_is_repaired),
+		cmocka_unit_test(other_accesses_mistaken_so_are_tried_again),
 		cmocka_unit_test(a_stale_reason_is_not_believed),
 		cmocka_unit_test(an_interrupted_run_touches_nothing),
 		cmocka_unit_test(other_exits_are_passed_on),

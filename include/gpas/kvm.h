@@ -153,8 +153,8 @@ struct gpas_exit {
  * KVM_EXIT_MMIO (devices; lazy memory, which it populates before completing
  * exactly the bytes of the exit), KVM_EXIT_MEMORY_FAULT, KVM_EXIT_IO and the
  * register exits for claimed ranges, and what KVM reports of lazy memory as
- * KVM_EXIT_INTERNAL_ERROR: instruction fetches, and stacks and tables that the
- * delivery of an event touches.
+ * KVM_EXIT_INTERNAL_ERROR: instruction fetches, and accesses that it mistakes
+ * for part of an event's delivery.
  *
  * Returns 0 with the outcome in @ret, or the host's error: -EFAULT KVM could
  * not use the host memory behind a mapping; -ELOOP the guest repeats one fault
