@@ -174,6 +174,18 @@ static void crash(struct vcpu *vcpu, const char *why)
 	vm_stop(vcpu->vm, STATUS_CRASH);
 }
 
+static const char *suberror_text(unsigned suberror)
+{
+	switch (suberror) {
+	case KVM_INTERNAL_ERROR_EMULATION:
+		return ", an instruction it cannot emulate";
+	case KVM_INTERNAL_ERROR_DELIVERY_EV:
+		return ", an exception or interrupt met absent memory";
+	default:
+		return "";
+	}
+}
+
 /* An exit that is about neither memory nor a device. */
 static void on_other(struct vcpu *vcpu)
 {
@@ -194,10 +206,7 @@ static void on_other(struct vcpu *vcpu)
 	case KVM_EXIT_INTERNAL_ERROR:
 		snprintf(why, sizeof(why), "KVM internal error %u%s",
 			 vcpu->run->internal.suberror,
-			 vcpu->run->internal.suberror ==
-					 KVM_INTERNAL_ERROR_EMULATION
-				 ? ", an instruction it cannot emulate"
-				 : "");
+			 suberror_text(vcpu->run->internal.suberror));
 		crash(vcpu, why);
 		break;
 	case KVM_EXIT_FAIL_ENTRY:
