@@ -50,15 +50,15 @@ static const uint8_t code[] = {
  *     Device (MODU) {
  *       Name (_HID, EisaId ("PNP0C80"))
  *       Name (_UID, 0)
- *       OperationRegion (REGS, SystemIO, 0x620, 8)
+ *       OperationRegion (REGS, SystemIO, 0x620, 10)
  *       Field (REGS, WordAcc, NoLock, Preserve) {
- *         STAT, 16, EVNT, 16, EJCT, 16, CODE, 16 }
+ *         STAT, 16, EVNT, 16, EJCT, 16, WHAT, 16, CODE, 16 }
  *       Name (_CRS, ResourceTemplate () {
  *         QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed,
  *           Cacheable, ReadWrite, 0, START, LAST, 0, SIZE) })
  *       Method (_STA, 0) { Return (STAT) }
  *       Method (_EJ0, 1) { EJCT = Arg0 }
- *       Method (_OST, 3) { CODE = Arg1 } }
+ *       Method (_OST, 3) { WHAT = Arg0 CODE = Arg1 } }
  *     Device (GEVT) {
  *       Name (_HID, "ACPI0013")
  *       Name (_CRS, ResourceTemplate () {
@@ -67,29 +67,30 @@ static const uint8_t code[] = {
  */
 static const uint8_t module_code[] = {
 	/* Scope, Device */
-	0x10, 0x4c, 0x0e, '\\', '_', 'S', 'B', '_', 0x5b, 0x82, 0x4d, 0x09, 'M',
+	0x10, 0x47, 0x0f, '\\', '_', 'S', 'B', '_', 0x5b, 0x82, 0x48, 0x0a, 'M',
 	'O', 'D', 'U',
 	/* Name, a compressed identifier; Name, zero */
 	0x08, '_', 'H', 'I', 'D', 0x0c, 0x41, 0xd0, 0x0c, 0x80, 0x08, '_', 'U',
 	'I', 'D', 0x00,
 	/* OperationRegion, Field */
 	0x5b, 0x80, 'R', 'E', 'G', 'S', 0x01, 0x0b, PC_MODULE_PORT & 0xff,
-	PC_MODULE_PORT >> 8, 0x0a, PC_MODULE_BYTES, 0x5b, 0x81, 0x1a, 'R', 'E',
+	PC_MODULE_PORT >> 8, 0x0a, PC_MODULE_BYTES, 0x5b, 0x81, 0x1f, 'R', 'E',
 	'G', 'S', 0x02, 'S', 'T', 'A', 'T', 0x10, 'E', 'V', 'N', 'T', 0x10, 'E',
-	'J', 'C', 'T', 0x10, 'C', 'O', 'D', 'E', 0x10,
+	'J', 'C', 'T', 0x10, 'W', 'H', 'A', 'T', 0x10, 'C', 'O', 'D', 'E', 0x10,
 	/* Name, Buffer of 48: an address space descriptor and the end tag */
 	0x08, '_', 'C', 'R', 'S', 0x11, 0x33, 0x0a, 0x30, 0x8a, 0x2b, 0x00,
 	0x00, 0x0d, 0x03, 0, 0, 0, 0, 0, 0, 0, 0,
-#define MODULE_START_OFFSET 95
+#define MODULE_START_OFFSET 100
 	0, 0, 0, 0, 0, 0, 0, 0,
-#define MODULE_LAST_OFFSET 103
+#define MODULE_LAST_OFFSET 108
 	0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-#define MODULE_SIZE_OFFSET 119
+#define MODULE_SIZE_OFFSET 124
 	0, 0, 0, 0, 0, 0, 0, 0, 0x79, 0x00,
 	/* Methods of the module */
 	0x14, 0x0b, '_', 'S', 'T', 'A', 0x00, 0xa4, 'S', 'T', 'A', 'T', 0x14,
 	0x0c, '_', 'E', 'J', '0', 0x01, 0x70, 0x68, 'E', 'J', 'C', 'T', 0x14,
-	0x0c, '_', 'O', 'S', 'T', 0x03, 0x70, 0x69, 'C', 'O', 'D', 'E',
+	0x12, '_', 'O', 'S', 'T', 0x03, 0x70, 0x68, 'W', 'H', 'A', 'T', 0x70,
+	0x69, 'C', 'O', 'D', 'E',
 	/* Device; Name, string */
 	0x5b, 0x82, 0x44, 0x04, 'G', 'E', 'V', 'T', 0x08, '_', 'H', 'I', 'D',
 	0x0d, 'A', 'C', 'P', 'I', '0', '0', '1', '3', 0x00,

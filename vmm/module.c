@@ -8,7 +8,8 @@
  *   0 state  read: what _STA says
  *   2 event  read: what happened since the last time (table 5.166)
  *   4 eject  write: the guest uses the module no more
- *   6 code   write: what became of the last event, as _OST says (table 6.71)
+ *   6 what   write: the event that what is written next is about
+ *   8 code   write: what became of it, as _OST says (table 6.71)
  */
 #include "pc.h"
 
@@ -58,6 +59,10 @@ static int plug(struct module *module)
 	if (module->plugged) {
 		return -EEXIST;
 	}
+	/* Linux would look whether the old module is gone, and find the new. */
+	if (module->leaving) {
+		return -EBUSY;
+	}
 	error = ram_map_range(module->vm, module->range);
 	if (error == 0) {
 		module->plugged = true;
@@ -80,7 +85,7 @@ int module_request(struct vm *vm, bool plugged)
 	} else if (module->plugged) {
 		notify(module, EVENT_EJECT);
 	} else {
-		error = -ENOENT;
+		error = module->leaving ? -EBUSY : -ENOENT;
 	}
 	pthread_mutex_unlock(&module->lock);
 	return error;
@@ -94,7 +99,7 @@ bool module_plugged(struct vm *vm)
 		return false;
 	}
 	pthread_mutex_lock(&vm->pc->module.lock);
-	plugged = vm->pc->module.plugged;
+	plugged = vm->pc->module.plugged || vm->pc->module.leaving;
 	pthread_mutex_unlock(&vm->pc->module.lock);
 	return plugged;
 }
@@ -115,6 +120,7 @@ static int eject(struct module *module)
 			   gpas_range_size(range));
 	if (error == 0) {
 		module->plugged = false;
+		module->leaving = true;
 		tell("module: %s at 0x%llx are taken out",
 		     size_of(module, &text),
 		     (unsigned long long)range.start.value);
@@ -129,9 +135,10 @@ static void take_code(struct module *module, uint16_t code)
 	if (code == CODE_IN_PROGRESS) {
 		return;
 	}
+	module->leaving = false;
 	if (code != CODE_SUCCESS) {
 		tell("module: the guest would not (ACPI code 0x%x)", code);
-	} else if (module->plugged) {
+	} else if (module->about == EVENT_CHECK) {
 		tell("module: the guest takes %s at 0x%llx",
 		     size_of(module, &text),
 		     (unsigned long long)module->range.start.value);
@@ -155,6 +162,8 @@ static int module_access(void *ctx, struct gpas_device_access *access)
 	} else if (access->offset == 4) {
 		error = eject(module);
 	} else if (access->offset == 6) {
+		module->about = (uint16_t)access->value;
+	} else if (access->offset == 8) {
 		take_code(module, (uint16_t)access->value);
 	}
 	pthread_mutex_unlock(&module->lock);

@@ -37,7 +37,7 @@
 #define PC_PM_BYTES	12
 #define PC_SLEEP_TYPE	5 /* of S5, soft off */
 #define PC_MODULE_PORT	0x620
-#define PC_MODULE_BYTES 8
+#define PC_MODULE_BYTES 10
 #define PC_MODULE_IRQ	16
 
 /* Where in low memory the kernel finds things before it has its own. */
@@ -83,7 +83,9 @@ struct module {
 	pthread_mutex_t lock; /* of what follows range */
 	struct gpas_range range;
 	bool plugged;
+	bool leaving;	/* ejected, and the guest is not done with that */
 	uint16_t event; /* that the guest has not asked for yet, or 0 */
+	uint16_t about; /* the event that the guest's next code is about */
 };
 
 struct pc {

@@ -262,9 +262,10 @@ int doorbell_add(struct vm *vm);
 /* ---- module.c ------------------------------------------------------------ */
 
 /* Plug the memory module in, or ask the guest for it. Any thread. 0 or -errno:
- * -ENODEV no such machine, -EEXIST it is plugged in, -ENOENT it is not, or an
- * error of gpas_map_alloc(). */
+ * -ENODEV no such machine, -EEXIST it is plugged in, -ENOENT it is not, -EBUSY
+ * the guest is ejecting it, or an error of gpas_map_alloc(). */
 int module_request(struct vm *vm, bool plugged);
+/* Whether it is there, or the guest is still ejecting it. */
 bool module_plugged(struct vm *vm);
 
 /* ---- loader.c ------------------------------------------------------------ */

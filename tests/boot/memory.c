@@ -84,7 +84,11 @@ static void wait_for_total(long kib)
 {
 	const struct timespec pause = { .tv_nsec = 20000000 };
 
-	while (total_kib() != kib) {
+	for (long now = -1, last = -1; now != kib; last = now) {
+		now = total_kib();
+		if (now != last) {
+			printf("memory: %ld KiB, to be %ld\n", now, kib);
+		}
 		nanosleep(&pause, NULL);
 	}
 }
