@@ -63,18 +63,23 @@ static bool translate_leaves(const struct gpas *space, struct reader *reader,
 {
 	struct pt_found leaf = find_leaf(space, reader, gpa);
 	uint64_t size = 0;
+	bool found = false;
 
 	if (leaf.entry != 0) {
 		size = pt_run_bytes(space->table, &reader->shortcuts, leaf, gpa,
 				    limit);
 	}
-	reader_leave(reader);
-	if (size != 0 &&
-	    !pt_has_prot(space->table, &reader->shortcuts, leaf.entry)) {
-		pt_note_prot(space->table, &reader->shortcuts, leaf.entry);
+	if (size != 0) {
+		if (!pt_has_prot(space->table, &reader->shortcuts,
+				 leaf.entry)) {
+			pt_note_prot(space->table, &reader->shortcuts,
+				     leaf.entry);
+		}
+		found = translate_from(space, reader, leaf, gpa, access, size,
+				       ret);
 	}
-	return size != 0 &&
-	       translate_from(space, reader, leaf, gpa, access, size, ret);
+	reader_leave(reader);
+	return found;
 }
 
 static void *reach_leaf(const struct gpas *space, struct reader *reader,

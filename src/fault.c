@@ -492,7 +492,7 @@ static bool relieved(struct gpas *space, uint64_t wanted)
 #define MAX_FLOOR  (UINT64_C(1) << 30)
 
 /* The next larger unit to try. It stays, so that the faults to come do not run
- * into the limit each anew, until plenty of slots are free (txn.c). */
+ * into the limit each anew, until plenty of slots are free (mirror.c). */
 static uint64_t raise_floor(struct gpas *space, uint64_t floor)
 {
 	floor = floor == 0 ? MIN_FLOOR : floor * FLOOR_STEP;

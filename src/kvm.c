@@ -170,11 +170,15 @@ static void size_traps(struct mirror *mirror)
 
 		if (large / SIZED_PROBE_RATIO <=
 		    trap_ns(mirror, GPAS_PAGE_BYTES)) {
-			mirror->trap_grain = TRAP_GRAIN_FLAT;
+			if (mirror->trap_max > TRAP_GRAIN_FLAT) {
+				mirror->trap_grain = TRAP_GRAIN_FLAT;
+			}
 			return;
 		}
 	}
-	mirror->trap_chunk = TRAP_CHUNK_SIZED;
+	if (mirror->trap_max > TRAP_CHUNK_SIZED) {
+		mirror->trap_chunk = TRAP_CHUNK_SIZED;
+	}
 }
 
 /*

@@ -214,8 +214,10 @@ static uint64_t trap_bytes(const struct slot *slot)
 }
 
 /* Obtains what the diff's traps need, before any slot is touched. */
-static int prepare_traps(struct mirror *mirror, const struct diff *diff)
+static int prepare_traps(struct gpas *space, const struct diff *diff)
 {
+	struct mirror *mirror = space->mirror;
+	uint64_t begun;
 	uint64_t adds = trap_bytes(diff->adds);
 	uint64_t deletes = trap_bytes(diff->deletes);
 	int err;
@@ -223,7 +225,9 @@ static int prepare_traps(struct mirror *mirror, const struct diff *diff)
 	if (mirror->ops->prepare == NULL || adds + deletes == 0) {
 		return 0;
 	}
+	begun = clock_ns();
 	err = mirror->ops->prepare(mirror->ops_ctx, adds, deletes);
+	count(&space->stats.kvm_ns, clock_ns() - begun);
 	mirror->traps_refused = refuses_traps(err);
 	return err;
 }
@@ -232,14 +236,17 @@ static int prepare_traps(struct mirror *mirror, const struct diff *diff)
 static int carry_out(struct gpas *space, struct diff *diff)
 {
 	struct mirror *mirror = space->mirror;
-	int err = prepare_traps(mirror, diff);
+	int err = prepare_traps(space, diff);
 
 	if (err != 0) {
 		return err;
 	}
 	err = issue(space, diff);
 	if (mirror->ops->finish != NULL) {
+		uint64_t begun = clock_ns();
+
 		mirror->ops->finish(mirror->ops_ctx);
+		count(&space->stats.kvm_ns, clock_ns() - begun);
 	}
 	return err;
 }

@@ -252,13 +252,18 @@ static uint64_t slot_limit(const struct mirror *mirror,
 	return piece->trap ? mirror->trap_chunk : SLOT_MAX_BYTES;
 }
 
-/* Lets no piece take more than this share of all slots as chunks of a trap. */
+/* Lets no piece take more than this share of all slots as chunks of a trap, nor
+ * all pieces together more than half. */
 #define CHUNK_SHARE 4
 
 static void fit_chunk(struct mirror *mirror, uint64_t size)
 {
+	uint64_t half = mirror->params.slot_count / 2;
+	uint64_t left =
+		half > mirror->slots.count ? half - mirror->slots.count : 0;
 	uint64_t chunks = mirror->params.slot_count / CHUNK_SHARE + 1;
 
+	chunks = chunks < left ? chunks : left;
 	while (mirror->trap_chunk < mirror->trap_max &&
 	       size / mirror->trap_chunk > chunks) {
 		mirror->trap_chunk *= 2;

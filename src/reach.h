@@ -76,14 +76,17 @@ static inline bool translate_quickly(const struct gpas *space,
 	struct pt_found leaf = { 0, 0 };
 	bool found = enter_quickly(space, reader, gpa, &leaf);
 
+	found = __builtin_expect(found && leaf.entry != 0 &&
+					 pt_has_prot(space->table,
+						     &reader->shortcuts,
+						     leaf.entry) &&
+					 limit <= pt_left(leaf, gpa),
+				 1) &&
+		translate_from(space, reader, leaf, gpa, access, limit, ret);
+	/* Not before: then a signal handler may use the reader, and what it
+	 * remembers. */
 	reader_leave(reader);
-	return __builtin_expect(found && leaf.entry != 0 &&
-					pt_has_prot(space->table,
-						    &reader->shortcuts,
-						    leaf.entry) &&
-					limit <= pt_left(leaf, gpa),
-				1) &&
-	       translate_from(space, reader, leaf, gpa, access, limit, ret);
+	return found;
 }
 
 /*

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A thread's reader is mapped, not allocated: a signal handler may read. */
@@ -257,6 +258,27 @@ static uint64_t others_places(struct readers *readers)
 	return taken;
 }
 
+/*
+ * There never was a membarrier, and the views fence for themselves; or it was
+ * there when readers came to rely on it and is denied now, say by a seccomp
+ * filter. Then this lasts longer than any processor holds a store back.
+ */
+static void do_without_membarrier(struct readers *readers)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+	bool relied_upon = atomic_load(&readers->taken) != 0;
+
+	for (const struct reader *view = readers->views; view != NULL;
+	     view = view->next) {
+		relied_upon = relied_upon || !view->fence;
+	}
+	atomic_store(&readers->no_places, true);
+	if (relied_upon) {
+		nanosleep(&pause, NULL);
+	}
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
 /* Waits for those who are inside with a reader of their own since before
  * @epoch, the present one. */
 static void wait_for_owners(struct readers *readers, uint64_t epoch)
@@ -267,8 +289,7 @@ static void wait_for_owners(struct readers *readers, uint64_t epoch)
 		return;
 	}
 	if (!membarrier() && (!register_membarrier() || !membarrier())) {
-		/* Only views that fence for themselves can be here. */
-		atomic_thread_fence(memory_order_seq_cst);
+		do_without_membarrier(readers);
 	}
 	for (; places != 0; places &= places - 1) {
 		const struct reader *reader = atomic_load_explicit(
