@@ -746,9 +746,89 @@ static void a_handler_may_read_what_its_thread_is_reading(void **state)
 	munmap(stumble.host, PAGE);
 }
 
+#if defined(__x86_64__) && !THREAD_SANITIZED
+/* What the handler that comes after every instruction asks, and found wrong. */
+static struct {
+	struct gpas *space;
+	unsigned long steps;
+	unsigned long wrong;
+} step;
+
+static void ask_in_handler(int signal)
+{
+	struct gpas_translation t;
+	uint64_t value;
+
+	(void)signal;
+	step.steps++;
+	step.wrong += gpas_translate(step.space, at(MIB), RW, 8, &t) != -EACCES;
+	step.wrong += gpas_load(step.space, at(MIB), 8, &value) != 0;
+	step.wrong += gpas_store(step.space, at(MIB), 8, 1) != -EACCES;
+	step.wrong += gpas_translate(step.space, at(3 * MIB), 0, 8, &t) == 0;
+}
+
+/* The trap flag: SIGTRAP after each instruction from here on. */
+static inline void single_step(bool on)
+{
+	if (on) {
+		__asm__ volatile("pushfq\n\torq $0x100, (%%rsp)\n\tpopfq" ::
+					 : "memory", "cc");
+	} else {
+		__asm__ volatile("pushfq\n\tandq $~0x100, (%%rsp)\n\tpopfq" ::
+					 : "memory", "cc");
+	}
+}
+
+/* A handler that reads comes between any two instructions of a call, and
+ * neither is mistaken: with what is remembered or without. */
+static void handlers_may_read_between_any_two_instructions(void **state)
+{
+	struct sigaction act = { .sa_handler = ask_in_handler };
+	struct gpas *space = fixture_space(state, GIB);
+	struct gpas_translation t = { 0 }, rest = { 0 }, none;
+	int err[6] = { 0 };
+	struct sigaction before;
+	uint64_t value;
+
+	step.space = space;
+	assert_int_equal(gpas_map_alloc(space, at(0), 4 * PAGE, RW, NULL), 0);
+	assert_int_equal(gpas_map_alloc(space, at(MIB), 4 * PAGE, READ, NULL),
+			 0);
+	assert_int_equal(sigaction(SIGTRAP, &act, &before), 0);
+	for (unsigned round = 0; round < 4; round++) {
+		single_step(true);
+		err[0] |= gpas_translate(space, at(0), RW, 8, &t);
+		err[1] |= gpas_translate(space, at(PAGE), 0, UINT64_MAX, &rest);
+		err[2] |= gpas_load(space, at(0), 8, &value);
+		err[3] |= gpas_write(space, at(0), &value, 8, NULL);
+		err[4] |= gpas_store(space, at(MIB), 8, 1) != -EACCES;
+		err[5] |=
+			gpas_translate(space, at(MIB), RW, 8, &none) != -EACCES;
+		single_step(false);
+		/* And with nothing remembered. */
+		assert_int_equal(
+			gpas_map_alloc(space, at(2 * MIB), PAGE, RW, NULL), 0);
+		assert_int_equal(gpas_unmap(space, at(2 * MIB), PAGE), 0);
+	}
+	assert_int_equal(sigaction(SIGTRAP, &before, NULL), 0);
+	for (size_t i = 0; i < ARRAY_COUNT(err); i++) {
+		assert_int_equal(err[i], 0);
+	}
+	assert_true(step.steps > 100);
+	assert_int_equal(step.wrong, 0);
+	assert_int_equal(t.prot, RW);
+	assert_int_equal(rest.prot, RW);
+	assert_int_equal(rest.size, 3 * PAGE);
+	assert_int_equal(gpas_translate(space, at(MIB), RW, 8, &t), -EACCES);
+}
+#endif
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
+#if defined(__x86_64__) && !THREAD_SANITIZED
+		fixture_test(handlers_may_read_between_any_two_instructions),
+#endif
 		fixture_test(translation_is_exact_at_every_offset),
 		fixture_test(translation_ends_where_anything_changes),
 		fixture_test(translation_checks_access),

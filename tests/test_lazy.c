@@ -1496,6 +1496,36 @@ static void chunks_of_traps_do_not_use_slots_up(void **state)
 	board_close(&board, state);
 }
 
+/* Nor do they when there are many regions: what is added while a vCPU runs
+ * needs no replacement of slots, which nobody here could pause for. */
+static void many_regions_in_chunks_leave_slots(void **state)
+{
+	static char run[1 << 16];
+	struct gpas_map_params params = { .lazy = true };
+	struct board board;
+	struct gpas_vcpu vcpu;
+
+	board_open(&board, state, GPAS_LAZY_TRAP, 64);
+	board.space->mirror->trap_chunk = 16 * MIB;
+	board.space->mirror->trap_grain = 2 * MIB;
+	memset(run, 0, sizeof(run));
+	assert_int_equal(gpas_vcpu_init(&vcpu, board.space, -1, (void *)run),
+			 0);
+	gpas_vcpu_enter(&vcpu);
+	for (uint64_t n = 0; n < 12; n++) {
+		fake_kvm_mark(&board.kvm);
+		assert_int_equal(gpas_map_alloc(board.space, at(n * 300 * MIB),
+						256 * MIB, RW,
+						n % 4 == 3 ? NULL : &params),
+				 0);
+		assert_int_equal(board.kvm.deletes, 0);
+	}
+	vcpu.running = 0;
+	gpas_vcpu_fini(&vcpu);
+	assert_in_range(fake_kvm_slots(&board.kvm, NULL), 12, 50);
+	board_close(&board, state);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -1536,6 +1566,7 @@ int main(void)
 		fixture_test(a_passing_error_keeps_traps),
 		fixture_test(a_fault_costs_few_ioctls),
 		fixture_test(chunks_of_traps_do_not_use_slots_up),
+		fixture_test(many_regions_in_chunks_leave_slots),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
