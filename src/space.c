@@ -47,6 +47,24 @@ void space_log_finding(struct gpas *space, const char *check,
 	space_log(space, GPAS_LOG_ERROR, "%s: %s", check, what);
 }
 
+/* ---- The lock ------------------------------------------------------ */
+
+bool space_lock(struct gpas *space)
+{
+	if (space_owns_group(space)) {
+		return false;
+	}
+	pthread_mutex_lock(&space->lock);
+	return true;
+}
+
+void space_unlock(struct gpas *space, bool locked)
+{
+	if (locked) {
+		pthread_mutex_unlock(&space->lock);
+	}
+}
+
 /* ---- Life ---------------------------------------------------------- */
 
 static int check_extent_of_space(const struct gpas_params *params,

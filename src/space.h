@@ -196,6 +196,14 @@ void txn_unlock(struct txn *txn);
  * to do once its changes are final. */
 int txn_conclude(struct txn *txn, int err);
 
+/* Whether the calling thread has a group open, and so the lock. */
+static inline bool space_owns_group(const struct gpas *space)
+{
+	return atomic_load_explicit(&space->group_owner,
+				    memory_order_relaxed) ==
+	       (uintptr_t)pthread_self();
+}
+
 /* Locks for a call that only looks; pairs with space_unlock. */
 bool space_lock(struct gpas *space);
 void space_unlock(struct gpas *space, bool locked);

@@ -549,34 +549,9 @@ static void settle(struct gpas *space)
 
 /* ---- Calls and groups ---------------------------------------------- */
 
-static bool owns_group(const struct gpas *space)
-{
-	return atomic_load_explicit(&space->group_owner,
-				    memory_order_relaxed) ==
-	       (uintptr_t)pthread_self();
-}
-
-bool space_lock(struct gpas *space)
-{
-	if (owns_group(space)) {
-		return false;
-	}
-	pthread_mutex_lock(&space->lock);
-	return true;
-}
-
-void space_unlock(struct gpas *space, bool locked)
-{
-	if (locked) {
-		pthread_mutex_unlock(&space->lock);
-	}
-}
-
 /* How often a change looks again whether a vCPU still waits to enter. */
 #define MAKE_WAY_TURNS 1000
-
-/* A mutex is not fair: without this a thread that changes slots back to back
- * would keep vCPUs from ever entering. */
+/* A mutex is not fair: who changes slots back to back would keep vCPUs out. */
 static void make_way(struct gpas *space)
 {
 	for (int turn = 0;
@@ -588,7 +563,7 @@ static void make_way(struct gpas *space)
 
 bool txn_lock(struct gpas *space)
 {
-	if (owns_group(space)) {
+	if (space_owns_group(space)) {
 		return false;
 	}
 	make_way(space);
@@ -682,7 +657,7 @@ int gpas_begin(struct gpas *space)
 	struct txn txn;
 	int err;
 
-	if (owns_group(space)) {
+	if (space_owns_group(space)) {
 		return -EBUSY;
 	}
 	err = txn_open(space, TXN_RELEASE, &txn);
@@ -699,7 +674,7 @@ static int end_group(struct gpas *space, bool commit)
 	struct txn all;
 	int err = 0;
 
-	if (!owns_group(space)) {
+	if (!space_owns_group(space)) {
 		return -EINVAL;
 	}
 	all = everything(space);

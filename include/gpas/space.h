@@ -21,7 +21,10 @@
  * for writers unless they have to populate lazy memory; writers serialise.
  * When unmap or protect returns, no reader uses the old translation any more.
  * From inside a callback that the library makes with its lock held (pause,
- * resume, populate, log), no function of the same space may be called.
+ * resume, populate, log), no function of the same space may be called. A signal
+ * handler may translate, and access memory that is present. Readers rely on
+ * membarrier(2): a process that denies it to itself (seccomp) has writers wait
+ * a millisecond each for them.
  */
 #ifndef GPAS_SPACE_H
 #define GPAS_SPACE_H
@@ -404,7 +407,9 @@ GPAS_API int gpas_extent_next(struct gpas *space, gpas_gpa gpa,
  * byte, and populate lazy memory. Bytes are copied in ascending order without
  * promise of atomicity; use the atomic calls for shared flags and indices.
  * @done (may be NULL) receives how many bytes were transferred, also on error:
- * unlike changes of the space, a transfer is not undone.
+ * unlike changes of the space, a transfer is not undone. @buffer must not be
+ * missing memory of the space's own userfaultfd regions: whoever provides it
+ * may have to wait for this call.
  *
  * Errors: -ENOENT unmapped or a device; -EACCES; -ENOMEM or a backend's errno
  * from populating; -EINVAL the range overflows.
