@@ -390,7 +390,10 @@ static const struct {
 static uint64_t kvm_part(const struct vm *vm, enum phase phase)
 {
 	if (phase == PHASE_ATTACH) {
-		return vm->before.kvm_ns;
+		return vm->attach_kvm_ns;
+	}
+	if (phase == PHASE_TREE) {
+		return vm->before.kvm_ns - vm->attach_kvm_ns;
 	}
 	return phases[phase].is_kvm ? vm->phase_ns[phase] : 0;
 }

@@ -202,7 +202,10 @@ static int attach(struct vm *vm)
 		.ctx = vm,
 	};
 	int error = gpas_kvm_attach(vm->space, &params);
+	struct gpas_stats stats;
 
+	gpas_stats(vm->space, &stats);
+	vm->attach_kvm_ns = stats.kvm_ns;
 	if (error == -EOPNOTSUPP) {
 		tell("no usable KVM: it does not offer --lazy %s",
 		     vm->options->lazy == GPAS_LAZY_TRAP ? "trap" : "mmio");

@@ -164,6 +164,7 @@ struct vm {
 	 */
 	uint64_t phase_ns[PHASE_COUNT];
 	uint64_t marked_ns;
+	uint64_t attach_kvm_ns; /* of the attaching: KVM's own */
 	/* Of vCPU 0, written by its thread: when it first entered the guest,
 	 * and when it came back. 0: it did not. */
 	uint64_t entered_ns;
