@@ -2,10 +2,11 @@
 /* Content for lazy memory: what a file has. */
 #include "space.h"
 
+#include <string.h>
 #include <unistd.h>
 
 /* Whether the file may end @done bytes into a piece of @size: within the last
- * page of it, the rest of which then stays zero. */
+ * page of it, the rest of which is then zero. */
 static bool ends_in_last_page(uint64_t done, uint64_t size)
 {
 	return done > size - GPAS_PAGE_BYTES;
@@ -29,8 +30,12 @@ int gpas_fill_from_file(void *ctx, gpas_gpa gpa, void *host, uint64_t size)
 		if (part < 0 && errno != EINTR) {
 			return -errno;
 		}
+		if (part == 0 && !ends_in_last_page(done, size)) {
+			return -ENODATA;
+		}
 		if (part == 0) {
-			return ends_in_last_page(done, size) ? 0 : -ENODATA;
+			memset((uint8_t *)host + done, 0, size - done);
+			return 0;
 		}
 		done += part > 0 ? (uint64_t)part : 0;
 	}

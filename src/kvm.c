@@ -438,7 +438,7 @@ bool gpas_vcpu_running(const struct gpas_vcpu *vcpu)
 }
 
 /* Enters while nobody replaces slots: whoever does holds the lock. Calls that
- * change something make way for those who wait here (txn_open). */
+ * change something make way for those who wait here (txn_lock). */
 static void enter_in_turn(struct gpas_vcpu *vcpu)
 {
 	struct gpas *space = vcpu->space;

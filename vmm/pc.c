@@ -5,6 +5,7 @@
  * 3, unless they name something else.
  */
 #include "pc.h"
+#include "x86_64.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
@@ -352,11 +353,6 @@ static int set_cpuid(struct vcpu *vcpu)
 #define EFER_LME (UINT64_C(1) << 8)
 #define EFER_LMA (UINT64_C(1) << 10)
 
-/* Type bits of a segment (3.4.5.1, 3.5). */
-#define TYPE_DATA 3
-#define TYPE_CODE 11
-#define TYPE_TASK 11
-
 #define PTE_TABLE UINT64_C(0x03) /* present, writable (4.5.4) */
 #define PTE_2M	  UINT64_C(0x83) /* and a block */
 
@@ -393,20 +389,6 @@ static int put_low_tables(struct vm *vm)
 	return error;
 }
 
-static struct kvm_segment segment(uint16_t selector, uint8_t type, bool wide)
-{
-	return (struct kvm_segment){
-		.selector = selector,
-		.type = type,
-		.present = 1,
-		.s = 1,
-		.g = 1,
-		.l = wide && type == TYPE_CODE,
-		.db = !(wide && type == TYPE_CODE),
-		.limit = UINT32_MAX,
-	};
-}
-
 static int set_system_registers(struct vcpu *vcpu)
 {
 	bool wide = vcpu->vm->pc->mode == PC_ENTER_64;
@@ -415,11 +397,11 @@ static int set_system_registers(struct vcpu *vcpu)
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) != 0) {
 		return -errno;
 	}
-	sregs.cs = segment(SELECTOR_CODE, TYPE_CODE, wide);
-	sregs.ds = segment(SELECTOR_DATA, TYPE_DATA, wide);
+	sregs.cs = x86_segment(SELECTOR_CODE, TYPE_CODE, wide);
+	sregs.ds = x86_segment(SELECTOR_DATA, TYPE_DATA, wide);
 	sregs.es = sregs.fs = sregs.gs = sregs.ss = sregs.ds;
 	sregs.tr = (struct kvm_segment){ .selector = SELECTOR_TASK,
-					 .type = TYPE_TASK,
+					 .type = TYPE_TSS,
 					 .present = 1,
 					 .limit = 0x67 };
 	sregs.gdt.base = PC_GDT_GPA;

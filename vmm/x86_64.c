@@ -13,6 +13,7 @@
  * finds out what happened. Without them an exception would be a triple fault,
  * after which some processors have no registers left to show.
  */
+#include "x86_64.h"
 #include "vm.h"
 
 #include <elf.h>
@@ -48,11 +49,7 @@
 #define EFER_LME       (UINT64_C(1) << 8)
 #define EFER_LMA       (UINT64_C(1) << 10)
 
-/* Segment types (SDM 3.4.5.1, 3.5): data RW, code RX, busy 64-bit TSS, 64-bit
- * interrupt gate. */
-#define TYPE_DATA 3
-#define TYPE_CODE 11
-#define TYPE_TSS  11
+/* A 64-bit interrupt gate (SDM 3.5). */
 #define TYPE_GATE 14
 
 /* Selectors; start_x86_64.S of the guests relies on them. */
@@ -296,9 +293,9 @@ int arch_boot_write(struct vm *vm, gpas_gpa boot)
 
 /* ---- A vCPU's first state ------------------------------------------------ */
 
-static struct kvm_segment flat_segment(uint16_t selector, uint8_t type)
+struct kvm_segment x86_segment(uint16_t selector, uint8_t type, bool wide)
 {
-	bool code = type == TYPE_CODE;
+	bool code = wide && type == TYPE_CODE;
 
 	return (struct kvm_segment){
 		.selector = selector,
@@ -321,8 +318,8 @@ static int set_system_registers(struct vcpu *vcpu, gpas_gpa boot)
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) != 0) {
 		return -errno;
 	}
-	sregs.cs = flat_segment(SELECTOR_KERNEL_CODE, TYPE_CODE);
-	sregs.ds = flat_segment(SELECTOR_KERNEL_DATA, TYPE_DATA);
+	sregs.cs = x86_segment(SELECTOR_KERNEL_CODE, TYPE_CODE, true);
+	sregs.ds = x86_segment(SELECTOR_KERNEL_DATA, TYPE_DATA, true);
 	sregs.es = sregs.fs = sregs.gs = sregs.ss = sregs.ds;
 	sregs.tr = (struct kvm_segment){
 		.selector = SELECTOR_TSS,
